@@ -1,0 +1,16 @@
+"""Backbones: `Backbone(...)(image, train) -> {"c1": ..., "c5": ...}`, strides 2, 4, 8, 16, 32 capped
+at `output_stride`. One file a family; its `VARIANTS` name its members."""
+
+from collections.abc import Callable
+
+from jaxseg.backbones import resnet
+from jaxseg.errors import unknown
+
+VARIANTS: dict[str, Callable] = {**resnet.VARIANTS}
+
+
+def find(name: str) -> Callable:
+    """The constructor of a backbone such as "resnet50". Raises InputError for another name."""
+    if name not in VARIANTS:
+        raise unknown("backbone", name, VARIANTS)
+    return VARIANTS[name]

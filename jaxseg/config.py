@@ -1,0 +1,278 @@
+"""The configuration: the whole schema, and how a file, its arguments and the command line fill it.
+
+An experiment is a Python file with `get_config(**arguments)`; it starts from `default()` and
+assigns what its paper says. The sections `model` and `loss` have no keys of their own here: theirs
+are the fields of the paper's `Model` and the keyword arguments of its `loss`, added by
+`jaxseg.models.complete`, so that every number has one home. A config file is a program: run only
+those that you trust.
+"""
+
+import ast
+import importlib.util
+import inspect
+import json
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxseg.errors import InputError, unknown
+
+
+def default() -> ConfigDict:
+    """Every key once, with its unit. Locked: a misspelt key raises. `model` and `loss` are open."""
+    config = ConfigDict()
+
+    config.data = data = ConfigDict()
+    data.dataset = "shapes"  # "shapes", a data set's name under `root`, or the path of a folder
+    data.root = ""  # folder that holds the named data sets; "" = environment variable JAXSEG_DATA
+    data.train_split = "train"
+    data.eval_split = "val"
+    data.channels = 3  # 1 = grey, 3 = RGB
+    data.mean = (123.675, 116.28, 103.53)  # per channel, 0..255; ImageNet's
+    data.std = (58.395, 57.12, 57.375)  # per channel, 0..255; ImageNet's
+    data.crop = (512, 512)  # height, width of a training example, pixels
+    data.scale = (1.0, 1.0)  # range of the random resize factor in training
+    data.flip = True  # mirror left-right, probability 0.5
+    data.flip_vertical = False  # mirror top-bottom, probability 0.5
+    data.photometric = False  # brightness, contrast, saturation and hue jitter
+    data.threads = 2  # host threads that read and augment
+    data.workers = 0  # host processes that read and augment; 0 = threads only
+
+    config.model = ConfigDict(
+        {"name": ""}
+    )  # name: a file of jaxseg/models; the rest are its fields
+    config.loss = ConfigDict()  # the keyword arguments of that file's `loss`
+
+    config.optim = optim = ConfigDict()
+    optim.name = "sgd"  # "sgd" (momentum, L2 decay in the gradient) or "adamw" (decoupled decay)
+    optim.lr = 0.01  # base learning rate
+    optim.momentum = 0.9  # sgd
+    optim.betas = (0.9, 0.999)  # adamw
+    optim.weight_decay = 1e-4  # not on biases and norm parameters
+    optim.clip = 0.0  # largest global norm of the gradient; 0 = no clipping
+    optim.warmup = 0  # steps of linear warm-up
+    optim.power = 0.9  # lr = (base - min) * (1 - step / steps)^power + min; 0 = constant
+    optim.min_lr = 0.0
+    optim.multipliers = ()  # (regex, factor) pairs on parameter paths, first match wins; 0 freezes
+
+    config.train = train = ConfigDict()
+    train.steps = 30_000  # optimizer steps
+    train.batch = 16  # images a step, over all devices
+    train.accumulate = 1  # split each batch into this many parts, one after the other
+    train.seed = 0
+    train.compute_dtype = "float32"  # or "bfloat16"; parameters, norms' statistics, losses stay f32
+    train.ema = 0.0  # decay of the parameters' moving average, used to evaluate; 0 = none
+    train.log_every = 50  # steps
+    train.eval_every = 5_000  # steps; 0 = at the end only
+    train.checkpoint_every = 1_000  # steps; 0 = at the end only
+    train.keep = 3  # newest checkpoints kept
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.batch = 8  # images at a time, over all devices
+    evaluation.scale = 1.0  # resize factor of the input; predictions come at the image's own size
+    evaluation.pictures = 8  # validation images drawn after each evaluation
+
+    config.mesh = mesh = ConfigDict()
+    mesh.data = -1  # devices that share the batch; -1 = all that are left
+    mesh.fsdp = 1  # devices that share parameters and optimizer state (and the batch)
+    mesh.space = 1  # devices that share the rows of an image
+
+    config.init = ConfigDict()
+    config.init.workdir = ""  # start from this run's parameters; a differing classifier is new
+
+    config.lock()
+    config.model.unlock()
+    config.loss.unlock()
+    return config
+
+
+def load(argument: str) -> ConfigDict:
+    """Runs `get_config` of FILE[:key=value,...].
+
+    Raises InputError when the file or `get_config` is missing, an argument is unknown or of the
+    wrong type, or the file itself fails.
+    """
+    name, _, rest = argument.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.py"))
+        valid = f" In that folder: {', '.join(near)}." if near else ""
+        raise InputError(f"no config file {path}.{valid}")
+    try:
+        spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        parameters = inspect.signature(module.get_config).parameters
+        config = module.get_config(**_arguments(path, rest, parameters))
+    except InputError:
+        raise
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == name]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise InputError(f"{where}: {type(error).__name__}: {_plain(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{path}: get_config must return a config, got {type(config).__name__}")
+    return config
+
+
+def _arguments(path: Path, text: str, parameters: dict[str, inspect.Parameter]) -> dict[str, Any]:
+    values = {}
+    for item in filter(None, _split(text)):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f'config argument "{item}" of {path}: write key=value')
+        if key not in parameters:
+            raise unknown(f"argument of {path}", key, parameters)
+        values[key] = parse(key, value, parameters[key].default)
+    return values
+
+
+def _split(text: str) -> Iterator[str]:
+    """Splits at the commas that stand outside brackets."""
+    depth, part = 0, ""
+    for char in text:
+        depth += (char in "([") - (char in ")]")
+        if char == "," and not depth:
+            yield part
+            part = ""
+        else:
+            part += char
+    yield part
+
+
+def _plain(error: Exception) -> str:
+    return str(error.args[0] if error.args else error).strip().split("\n")[0]
+
+
+def override(config: ConfigDict, assignments: list[tuple[str, str]]) -> None:
+    """Sets dotted keys from text, in place, each to the type that it has.
+
+    Raises InputError for an unknown key (with the nearest one) and for text of another type.
+    """
+    for dotted, text in assignments:
+        section, keys = config, dotted.split(".")
+        for key in keys[:-1]:
+            section = _member(section, key, dotted)
+            if not isinstance(section, ConfigDict):
+                raise InputError(f"config key {dotted}: {key} is a value, not a section")
+        value = _member(section, keys[-1], dotted)
+        if isinstance(value, ConfigDict):
+            raise InputError(f"{dotted} is a section: set one of its keys ({', '.join(value)})")
+        with section.ignore_type():
+            section[keys[-1]] = parse(dotted, text, value)
+
+
+def _member(section: ConfigDict, key: str, dotted: str) -> Any:
+    if key not in section:
+        raise unknown(f"config key {dotted}:", key, section)
+    return section[key]
+
+
+def parse(key: str, text: str, like: Any) -> Any:
+    """`text` as a value of the type of `like`; where that is None, as a literal or else a string.
+
+    Raises InputError naming `key`, the text and the type that it needs.
+    """
+    if isinstance(like, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    if isinstance(like, tuple) and isinstance(value, list):
+        value = tuple(value)
+    if isinstance(like, float) and type(value) is int:
+        value = float(value)
+    if like is None or like is inspect.Parameter.empty or type(value) is type(like):
+        return value
+    example = f"{like!r}" if like != () else "(1.0, 2.0)"
+    raise InputError(f"{key}={text}: needs a {type(like).__name__}, such as {key}={example}")
+
+
+def check(config: ConfigDict) -> None:
+    """Raises InputError for numbers that no run could use."""
+
+    def need(holds: bool, key: str, rule: str) -> None:
+        if not holds:
+            value = config
+            for part in key.split("."):
+                value = value[part]
+            raise InputError(f"{key} is {value!r}: {rule}")
+
+    data, optim, train = config.data, config.optim, config.train
+    pair = len(data.crop) == 2 and all(isinstance(n, int) and n > 0 for n in data.crop)
+    need(pair, "data.crop", "needs two positive integers (height, width), such as (512, 512)")
+    need(
+        len(data.scale) == 2 and 0 < data.scale[0] <= data.scale[1],
+        "data.scale",
+        "needs 0 < low <= high",
+    )
+    need(data.channels in (1, 3), "data.channels", "needs 1 (grey) or 3 (RGB)")
+    for key in ("mean", "std"):
+        need(
+            len(data[key]) == data.channels,
+            f"data.{key}",
+            f"needs {data.channels} numbers, one a channel",
+        )
+    need(min(data.std) > 0, "data.std", "needs positive numbers")
+    need(data.threads >= 1, "data.threads", "needs at least 1")
+    need(data.workers >= 0, "data.workers", "needs 0 or more")
+    need(optim.name in ("sgd", "adamw"), "optim.name", 'needs "sgd" or "adamw"')
+    need(optim.lr > 0, "optim.lr", "needs a positive number")
+    need(0 <= optim.min_lr <= optim.lr, "optim.min_lr", f"needs 0 <= min_lr <= lr ({optim.lr})")
+    for key in ("weight_decay", "clip", "warmup", "power"):
+        need(optim[key] >= 0, f"optim.{key}", "needs 0 or more")
+    for key in ("steps", "batch", "accumulate", "log_every", "keep"):
+        need(train[key] >= 1, f"train.{key}", "needs at least 1")
+    for key in ("eval_every", "checkpoint_every"):
+        need(train[key] >= 0, f"train.{key}", "needs 0 (at the end only) or more")
+    need(
+        train.batch % train.accumulate == 0,
+        "train.batch",
+        f"must be divisible by train.accumulate ({train.accumulate})",
+    )
+    need(0 <= train.ema < 1, "train.ema", "needs 0 <= decay < 1")
+    need(
+        train.compute_dtype in ("float32", "bfloat16"),
+        "train.compute_dtype",
+        'needs "float32" or "bfloat16"',
+    )
+    need(config.eval.batch >= 1, "eval.batch", "needs at least 1")
+    need(config.eval.scale > 0, "eval.scale", "needs a positive number")
+
+
+def to_json(config: ConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The locked config of `to_json`; JSON's lists are tuples again."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: tuples(v) for k, v in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return ConfigDict(tuples(json.loads(text))).lock()
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """One line, "key: old -> new", for each key in which two configs differ."""
+
+    def flat(section: ConfigDict, prefix: str = "") -> dict[str, Any]:
+        leaves = {}
+        for key, value in section.items():
+            inner = (
+                flat(value, f"{prefix}{key}.")
+                if isinstance(value, ConfigDict)
+                else {prefix + key: value}
+            )
+            leaves.update(inner)
+        return leaves
+
+    a, b = flat(old), flat(new)
+    keys = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+    return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in keys]

@@ -1,0 +1,99 @@
+"""Labels as colours: class tables, palette PNGs, overlays and the strips that a run draws."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+IGNORE = 255  # the label of pixels that count in no loss and no metric
+IGNORE_COLOUR = (224, 224, 192)  # Pascal VOC draws its void so
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """What the class ids 0..K-1 of a data set mean: a name and a colour each."""
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def voc_palette(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Pascal VOC's colours: the bits of the id, dealt to red, green and blue from the top bit down."""
+
+    def colour(index: int) -> tuple[int, int, int]:
+        return tuple(
+            sum(((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8))
+            for channel in range(3)
+        )
+
+    return tuple(map(colour, range(count)))
+
+
+def colourise(label: np.ndarray, classes: Classes) -> np.ndarray:
+    """label [H,W] of ids or 255 -> RGB uint8 [H,W,3]."""
+    return _table(classes)[label]
+
+
+def overlay(
+    image: np.ndarray, label: np.ndarray, classes: Classes, alpha: float = 0.5
+) -> np.ndarray:
+    """The label's colours laid over image uint8 [H,W,C] -> uint8 [H,W,3]."""
+    mixed = (1 - alpha) * rgb(image) + alpha * colourise(label, classes)
+    return mixed.round().astype(np.uint8)
+
+
+def rgb(image: np.ndarray) -> np.ndarray:
+    """image uint8 [H,W,1 or 3] -> [H,W,3]."""
+    return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def save_label(path: Path, label: np.ndarray, classes: Classes) -> None:
+    """Writes label [H,W] as an indexed PNG: pixel values are the ids, viewers show the colours."""
+    picture = Image.frombytes("P", label.shape[::-1], label.astype(np.uint8).tobytes())
+    picture.putpalette(_table(classes).tobytes())
+    picture.save(path)
+
+
+def _table(classes: Classes) -> np.ndarray:
+    """The colour of every byte, uint8 [256,3]; what is no class is drawn as ignored."""
+    table = np.full((256, 3), IGNORE_COLOUR, np.uint8)
+    table[: len(classes)] = classes.palette
+    return table
+
+
+def strip(
+    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, classes: Classes
+) -> Image.Image:
+    """image | truth | prediction | error, side by side, with a legend of the classes below.
+
+    Errors are red on the darkened image; ignored pixels are shown as right.
+    """
+    wrong = (truth != prediction) & (truth != IGNORE)
+    error = np.where(wrong[..., None], np.uint8((230, 40, 40)), rgb(image) // 3)
+    panels = [rgb(image), colourise(truth, classes), colourise(prediction, classes), error]
+    gap = np.full((image.shape[0], 4, 3), 255, np.uint8)
+    row = np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
+    zoom = max(1, round(200 / image.shape[0]))  # small scenes are drawn larger
+    row = row.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    key = legend(classes, sorted(set(np.unique(truth)) | set(np.unique(prediction))), row.shape[1])
+    return Image.fromarray(np.concatenate([row, np.asarray(key)]))
+
+
+def legend(classes: Classes, ids: Sequence[int], width: int) -> Image.Image:
+    """A picture [h,width] that names the colours of the given ids."""
+    names = [(classes.names[i] if i < len(classes) else "ignore", i) for i in ids]
+    cell = 24 + 7 * max(len(name) for name, _ in names)
+    columns = max(1, width // cell)
+    picture = Image.new("RGB", (width, 18 * -(-len(names) // columns) + 6), "white")
+    draw = ImageDraw.Draw(picture)
+    for index, (name, i) in enumerate(names):
+        x, y = 4 + cell * (index % columns), 4 + 18 * (index // columns)
+        colour = classes.palette[i] if i < len(classes) else IGNORE_COLOUR
+        draw.rectangle((x, y, x + 12, y + 12), fill=tuple(colour), outline="black")
+        draw.text((x + 17, y), name, fill="black")
+    return picture

@@ -1,0 +1,124 @@
+"""What a run says: lines or a progress line on standard output, metrics.jsonl, TensorBoard files."""
+
+import contextlib
+import importlib.util
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def say(text: str, end: str = "\n") -> None:
+    """One line for the reader, from the first process only."""
+    if jax.process_index() == 0:
+        print(text, end=end, flush=True)
+
+
+class Log:
+    """The metrics of one run. A record of a step is written when the next one comes, so that the
+    loop never waits for the device: by then its numbers have arrived."""
+
+    def __init__(self, workdir: Path, start: int, steps: int, batch: int):
+        """`start`: the step that the run continues from; records of later ones are dropped."""
+        self.path, self.steps, self.batch = workdir / "metrics.jsonl", steps, batch
+        self.writes = jax.process_index() == 0
+        self.step, self.time, self.waited, self.pending = start, time.perf_counter(), 0.0, None
+        self.board, self.terminal = None, sys.stdout.isatty()
+        if not self.writes:
+            return
+        kept = self.path.read_text().splitlines() if start and self.path.exists() else []
+        kept = [line for line in kept if json.loads(line)["step"] <= start]
+        self.path.write_text("".join(f"{line}\n" for line in kept))
+        if importlib.util.find_spec("tensorboardX"):
+            from tensorboardX import SummaryWriter
+
+            self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+
+    def wait(self, batches: Any) -> Any:
+        """The next batch; the time until it comes counts as waiting for data."""
+        begin = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - begin
+        return batch
+
+    def train(self, step: int, values: dict[str, jax.Array]) -> None:
+        """Takes the device's values of `step`; writes those of the record before."""
+        self.flush()
+        now = time.perf_counter()
+        seconds, count = now - self.time, step - self.step
+        rates = {"images_per_s": count * self.batch / seconds, "data_wait": self.waited / seconds}
+        self.pending = (step, values, rates)
+        self.step, self.time, self.waited = step, now, 0.0
+
+    def flush(self) -> None:
+        """Writes the record that waits, if any. Raises FloatingPointError where its loss is not finite."""
+        if self.pending is None:
+            return
+        step, values, rates = self.pending
+        self.pending = None
+        values = {k: float(v) for k, v in jax.device_get(values).items()}
+        self.write("train", step, {**values, **rates})
+        left = (self.steps - step) * self.batch / rates["images_per_s"]
+        line = (
+            f"step {step}/{self.steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
+            f"{rates['images_per_s']:.1f} images/s  ETA {clock(left)}  data wait {rates['data_wait']:.0%}"
+        )
+        if self.terminal and self.writes:
+            print(f"\r\033[K{line}", end="" if step < self.steps else "\n", flush=True)
+        else:
+            say(line)
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(
+                f"the loss is {values['loss']} at step {step}. Such steps change no weight, and the last "
+                "checkpoint is good. Lower optim.lr, set optim.clip, or look at the images."
+            )
+
+    def eval(self, step: int, scores: dict[str, Any]) -> None:
+        """Writes the totals of an evaluation."""
+        self.flush()
+        totals = {k: v for k, v in scores.items() if not isinstance(v, list)}
+        self.write("eval", step, totals)
+        shown = "  ".join(
+            f"{k} {totals[k]:.4f}" for k in ("mIoU", "mAcc", "aAcc") if totals[k] is not None
+        )
+        say(
+            ("\r\033[K" if self.terminal else "") + f"step {step}/{self.steps}  validation  {shown}"
+        )
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what runs inside, such as an evaluation, out of the rates."""
+        begin = time.perf_counter()
+        yield
+        self.time += time.perf_counter() - begin
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        if not self.writes:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        if self.board:
+            for name, value in values.items():
+                if value is not None:
+                    self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        if kind is None:
+            self.flush()
+        if self.board:
+            self.board.close()
+
+
+def clock(seconds: float) -> str:
+    """ "1:02:03" or "2:03"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

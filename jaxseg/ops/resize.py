@@ -1,0 +1,97 @@
+"""Bilinear and nearest resizing of NHWC arrays, in forms that are fast and stay sharded.
+
+`jax.image.resize` gathers an array whose height or width is sharded over devices. At whole-number
+ratios, blends of neighbouring rows exchange only a halo; other ratios still gather a sharded axis.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MAX_PHASES = 16  # beyond it the unrolled program grows, while the matrix is small
+
+
+def resize(x: jax.Array, size: tuple[int, int], align_corners: bool = False) -> jax.Array:
+    """Bilinear interpolation without antialiasing: float [B,h,w,C] -> [B,H,W,C] in the dtype of x.
+
+    Equals `torch.nn.functional.interpolate(mode="bilinear")`. With `align_corners=False` pixels are
+    areas: output i samples the input at (i + 0.5) h / H - 0.5, clamped to the image. With
+    `align_corners=True` they are points: output i samples at i (h - 1) / (H - 1), and a size of 1
+    takes the first pixel.
+
+    size: (H, W) in pixels.
+    Raises TypeError for integer x, whose weights would all round to zero: use `nearest` or cast.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"resize interpolates floats, got {x.dtype}: cast, or use nearest")
+    for axis, n in zip((1, 2), size, strict=True):
+        x = _resize_axis(x, axis, n, align_corners)
+    return x
+
+
+def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Nearest neighbour: [B,h,w,...] of any dtype -> [B,H,W,...]; output i takes floor(i h / H).
+
+    The convention of torch's mode "nearest", with the ratio exact instead of in float32.
+    """
+    for axis, n in zip((1, 2), size, strict=True):
+        n_in = x.shape[axis]
+        if n % n_in == 0:  # a broadcast, whose gradient is a sum and not a scatter
+            x = jnp.repeat(x, n // n_in, axis)
+        else:
+            x = jnp.take(x, np.arange(n) * n_in // n, axis, mode="clip")
+    return x
+
+
+def _resize_axis(x: jax.Array, axis: int, n: int, align_corners: bool) -> jax.Array:
+    n_in = x.shape[axis]
+    if n == n_in:
+        return x
+    span, span_in = (n - 1, n_in - 1) if align_corners else (n, n_in)
+    if span_in and span and span % span_in == 0 and span // span_in <= MAX_PHASES:
+        return _upscale(x, axis, n, span // span_in, align_corners)
+    # HIGHEST: accelerators would round float32 inputs of a product to fewer bits.
+    matrix = jnp.asarray(_matrix(n_in, n, align_corners), x.dtype)
+    equation = "Hh,bhwc->bHwc" if axis == 1 else "Ww,bhwc->bhWc"
+    return jnp.einsum(equation, matrix, x, precision=jax.lax.Precision.HIGHEST)
+
+
+def _upscale(x: jax.Array, axis: int, n: int, ratio: int, align_corners: bool) -> jax.Array:
+    """Whole-number upscaling: the outputs around each pixel are `ratio` fixed blends.
+
+    Outputs ratio * i + p, p = 0 .. ratio - 1, lie at the same offset from every input pixel i, so
+    each phase p is one blend of x with x shifted by a pixel (clamped at the edge).
+    """
+    before, after = _shift(x, axis, 1), _shift(x, axis, -1)
+    phases = []
+    for p in range(ratio):
+        offset = p / ratio if align_corners else (p + 0.5) / ratio - 0.5
+        neighbour = before if offset < 0 else after
+        phases.append((1 - abs(offset)) * x + abs(offset) * neighbour if offset else x)
+    shape = x.shape[:axis] + (x.shape[axis] * ratio,) + x.shape[axis + 1 :]
+    # Aligned corners end on the last pixel: the blends past it are cut off.
+    return jax.lax.slice_in_dim(jnp.stack(phases, axis + 1).reshape(shape), 0, n, axis=axis)
+
+
+def _shift(x: jax.Array, axis: int, step: int) -> jax.Array:
+    """x moved by one pixel (step 1 or -1) with its edge pixel repeated.
+
+    A pad and a select, because XLA reshards a concatenation along a sharded axis.
+    """
+    n = x.shape[axis]
+    pads = [(step, -step, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
+    moved = jax.lax.pad(x, jnp.zeros((), x.dtype), pads)
+    position = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    edge = position == (0 if step > 0 else n - 1)
+    return jnp.where(edge, x, moved)
+
+
+def _matrix(n_in: int, n: int, align_corners: bool) -> np.ndarray:
+    """Interpolation weights, float64 [n, n_in]; every row sums to one."""
+    if align_corners:
+        at = np.arange(n) * (n_in - 1) / max(n - 1, 1)
+    else:
+        at = (np.arange(n) + 0.5) * n_in / n - 0.5
+    at = np.clip(at, 0, n_in - 1)
+    # Hat functions centred on the input pixels.
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(n_in)))

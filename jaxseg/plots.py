@@ -1,0 +1,56 @@
+"""Curves and the confusion matrix as PNG files, by matplotlib, without a screen."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def _figure(width: float, height: float):  # noqa: ANN202
+    from matplotlib.figure import Figure  # slow to import, and only used here
+
+    return Figure(figsize=(width, height), layout="constrained", dpi=110)
+
+
+def curves(metrics: Path, picture: Path) -> None:
+    """Loss and learning rate, and the validation scores, against the step, from metrics.jsonl."""
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    train = [r for r in records if r["kind"] == "train"]
+    evals = [r for r in records if r["kind"] == "eval"]
+    figure = _figure(11, 3.6)
+    left, middle, right = figure.subplots(1, 3)
+    steps = [r["step"] for r in train]
+    left.plot(steps, [r["loss"] for r in train], linewidth=1)
+    left.set(title="training loss", xlabel="step")
+    middle.plot(steps, [r["lr"] for r in train], linewidth=1, color="tab:green")
+    middle.set(title="learning rate", xlabel="step", ylim=(0, None))
+    for key in ("mIoU", "mAcc", "aAcc"):
+        right.plot(
+            [r["step"] for r in evals], [r[key] for r in evals], marker="o", markersize=3, label=key
+        )
+    right.set(title="validation", xlabel="step", ylim=(0, 1))
+    right.legend(loc="lower right")
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(picture)
+
+
+def confusion(matrix: np.ndarray, names: Sequence[str], picture: Path) -> None:
+    """Each true class (row) as shares of the predicted ones (columns); matrix: counts [K,K]."""
+    total = matrix.sum(axis=1, keepdims=True)
+    share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
+    side = 2.5 + 0.4 * len(names)
+    figure = _figure(side + 0.6, side)
+    axes = figure.subplots()
+    figure.colorbar(axes.imshow(share, vmin=0, vmax=1, cmap="Blues"), shrink=0.8)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="true", title="share of the true class")
+    if len(names) <= 32:
+        for i, j in np.argwhere(share >= 0.005):
+            colour = "white" if share[i, j] > 0.5 else "black"
+            axes.text(
+                j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour
+            )
+    figure.savefig(picture)

@@ -1,0 +1,94 @@
+"""The device mesh, and which axis of which array lies along which of its axes.
+
+`data` splits the batch; `fsdp` splits the batch too, and large parameters with their optimizer
+state; `space` splits the rows of images. Everything runs under `jax.jit` with these shardings, so
+the compiler inserts the collectives, and batch norm sees the global batch without further ado.
+"""
+
+import contextlib
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from jaxseg.errors import InputError
+
+AXES = ("data", "fsdp", "space")
+SMALLEST_SHARDED = 2**16  # elements; below this a gather costs more than the memory it saves
+
+
+def use_cpu_cores(batch: int) -> None:
+    """Makes a device of each CPU core, as far as the batch divides; call it before jax starts.
+
+    XLA runs a convolution on one core: with one device it leaves the others idle. Accelerators do
+    not notice, and a device count in XLA_FLAGS has precedence.
+    """
+    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    devices = max(n for n in range(1, len(os.sched_getaffinity(0)) + 1) if batch % n == 0)
+    with contextlib.suppress(RuntimeError):  # jax runs already: its devices stay
+        jax.config.update("jax_num_cpu_devices", devices)
+
+
+def make_mesh(mesh: ConfigDict) -> Mesh:
+    """A mesh of all devices with the sizes of `config.mesh`; data=-1 takes what is left.
+
+    Raises InputError where the sizes do not multiply to the number of devices.
+    """
+    sizes, devices = [mesh[axis] for axis in AXES], jax.device_count()
+    if sizes[0] == -1 and min(sizes[1:]) > 0:
+        sizes[0] = devices // (sizes[1] * sizes[2])
+    if min(sizes) < 1 or np.prod(sizes) != devices:
+        got = ", ".join(f"{axis}={mesh[axis]}" for axis in AXES)
+        raise InputError(
+            f"mesh {got} does not multiply to the {devices} devices here: "
+            "set mesh.fsdp and mesh.space to divisors of it and mesh.data=-1"
+        )
+    # make_mesh defaults to Explicit axes, under which Linen convolutions do not trace.
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts the batch is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(batch: dict[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
+    """Examples over data and fsdp; the rows of `image` [B,H,W,C] and `label` [B,H,W] over space."""
+
+    def spec(name: str) -> P:
+        return P(("data", "fsdp"), "space") if name in ("image", "label") else P(("data", "fsdp"))
+
+    return {name: NamedSharding(mesh, spec(name)) for name in batch}
+
+
+def state_sharding(shapes: Any, mesh: Mesh) -> Any:
+    """For a tree of shapes: each large array is split over fsdp along its longest divisible axis."""
+    parts = mesh.shape["fsdp"]
+
+    def rule(array: jax.ShapeDtypeStruct) -> NamedSharding:
+        axes = [i for i, n in enumerate(array.shape) if n % parts == 0]
+        if parts == 1 or array.size < SMALLEST_SHARDED or not axes:
+            return replicated(mesh)
+        longest = max(axes, key=lambda i: (array.shape[i], i))
+        return NamedSharding(
+            mesh, P(*("fsdp" if i == longest else None for i in range(array.ndim)))
+        )
+
+    return jax.tree.map(rule, shapes)
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process' part of a batch, as global arrays on the mesh."""
+    shardings = batch_sharding(batch, mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, shardings)
+    return jax.tree.map(lambda x, s: jax.make_array_from_process_local_data(s, x), batch, shardings)

@@ -1,0 +1,328 @@
+"""Training: the state, one step of it, and the only loop."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxseg import checkpoint, models, plots, sharding
+from jaxseg import config as configs
+from jaxseg.data import pipeline
+from jaxseg.errors import InputError
+from jaxseg.evaluate import cast, evaluate, make_eval_step, open_source, report, table
+from jaxseg.log import Log, say
+from jaxseg.ops.image import normalise
+from jaxseg.optim import make_optimizer, path_of, schedule
+from jaxseg.workdir import load_config, prepare
+
+STOPPED = 42  # exit code of a run that a signal stopped after it saved its step
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that changes in training: a tree of arrays, no functions."""
+
+    step: jax.Array  # int32, finished steps
+    params: Any  # float32
+    batch_stats: Any  # running statistics of the norms
+    opt_state: Any
+    ema: Any  # moving average of the params; empty where train.ema is 0
+
+    def variables(self) -> dict[str, Any]:
+        """What `Model.apply` takes to evaluate."""
+        return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
+
+
+def init_state(
+    config: ConfigDict, model: nn.Module, tx: optax.GradientTransformation
+) -> TrainState:
+    """A fresh state from config.train.seed. Trace it with jax.eval_shape for its shapes."""
+    image = jnp.zeros((1, *config.data.crop, config.data.channels))
+    variables = model.init(jax.random.key(config.train.seed), image, train=False)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=tx.init(params),
+        ema=jax.tree.map(jnp.copy, params) if config.train.ema else {},
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    config: ConfigDict,
+    model: nn.Module,
+    loss: Callable,
+    tx: optax.GradientTransformation,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step on a batch: (new state, scalars to log).
+
+    A step whose loss or gradient is not finite leaves everything but the step's number unchanged.
+    """
+
+    def objective(params: Any, batch_stats: Any, part: dict, rng: jax.Array) -> tuple:
+        x = normalise(part["image"], config.data.mean, config.data.std)
+        outputs, updated = model.apply(
+            {"params": cast(params, config.train.compute_dtype), "batch_stats": batch_stats},
+            x.astype(config.train.compute_dtype),
+            train=True,
+            rngs={"dropout": rng},
+            mutable=["batch_stats"],
+        )
+        value, logs = loss(outputs, part)
+        return value, (updated.get("batch_stats", {}), logs)
+
+    def gradient(batch_stats: Any, part: tuple[dict, jax.Array]) -> tuple[Any, tuple]:
+        grads, (batch_stats, logs) = jax.grad(objective, has_aux=True)(
+            state.params, batch_stats, *part
+        )
+        return batch_stats, (grads, logs)
+
+    parts = config.train.accumulate
+    rng = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+    if parts == 1:
+        batch_stats, (grads, logs) = gradient(state.batch_stats, (batch, rng))
+    else:  # part k takes examples k, k + parts, ...: each device splits what it holds
+
+        def split(x: jax.Array) -> jax.Array:
+            return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+        stacked = (jax.tree.map(split, batch), jax.random.split(rng, parts))
+        batch_stats, collected = jax.lax.scan(gradient, state.batch_stats, stacked)
+        grads, logs = jax.tree.map(lambda x: jnp.mean(x, axis=0), collected)
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = (
+        optax.incremental_update(params, state.ema, 1 - config.train.ema)
+        if config.train.ema
+        else {}
+    )
+    norm = optax.global_norm(grads)
+    new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+    finite = jnp.isfinite(logs["loss"]) & jnp.isfinite(norm)
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state).replace(step=new.step)
+    lr = schedule(config.optim, config.train.steps)(state.step)
+    return kept, {**logs, "lr": lr, "grad_norm": norm}
+
+
+def build(config: ConfigDict, mesh: Mesh) -> tuple[TrainState, Callable, Callable]:
+    """(shapes of the state with their shardings, jitted init(), train_step(state, batch) to jit)."""
+    model, loss, _ = models.build(config)
+    image = jax.ShapeDtypeStruct((1, *config.data.crop, config.data.channels), jnp.float32)
+    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
+    tx = make_optimizer(config.optim, config.train.steps, variables["params"])
+    init = partial(init_state, config, model, tx)
+    shapes = jax.eval_shape(init)
+    shardings = sharding.state_sharding(shapes, mesh)
+    target = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+    step = partial(train_step, config=config, model=model, loss=loss, tx=tx)
+    return target, jax.jit(init, out_shardings=shardings), step
+
+
+def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises InputError where the crop does not fit the network, or the batch the devices."""
+    model, _, _ = models.build(config)
+    if hasattr(model, "check_crop"):
+        model.check_crop(config.data.crop)
+    parts = sharding.batch_parts(mesh) * config.train.accumulate
+    if config.train.batch % parts:
+        raise InputError(
+            f"train.batch is {config.train.batch}: must be divisible by {parts}, the devices along data "
+            "and fsdp times train.accumulate"
+        )
+    rows, space = config.data.crop[0], mesh.shape["space"]
+    if rows % space:
+        raise InputError(f"data.crop has {rows} rows: must be divisible by mesh.space, {space}")
+
+
+def compile_step(step: Callable, state: TrainState, batch: dict, mesh: Mesh) -> Callable:
+    """The compiled train_step(state, batch); the state's memory is reused. Says how long it took."""
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    jitted = jax.jit(
+        step,
+        in_shardings=(shardings, sharding.batch_sharding(batch, mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    say("compiling ...", end=" ")
+    begin = time.perf_counter()
+    compiled = jitted.lower(state, batch).compile()
+    say(f"{time.perf_counter() - begin:.0f} s, once")
+    return compiled
+
+
+def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
+    """Trains, or goes on training, the run of `workdir`; returns the exit code, 0 or STOPPED.
+
+    dry_run builds everything, runs one step and leaves nothing behind.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    check_sizes(config, mesh)
+    source = open_source(config, config.data.train_split)
+    validation = open_source(config, config.data.eval_split)
+    target, init, step_function = build(config, mesh)
+    if not dry_run:
+        prepare(config, workdir, validation.classes)
+    state, start = (None, 0) if dry_run else resume(workdir, target)
+    if start == config.train.steps:
+        say(f"{workdir} is finished, at step {start}: `eval` scores it again, `predict` uses it")
+        return 0
+    if state is None:
+        state = init()
+        if config.init.workdir:
+            state = state.replace(params=warm_start(config, state.params))
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    say(
+        f"{config.model.name} on {config.data.dataset}: {count:,} parameters, {len(source)} training and "
+        f"{len(validation)} validation images, {jax.device_count()} x {jax.devices()[0].device_kind}"
+    )
+    batches = pipeline.train_batches(
+        source,
+        config.data,
+        batch=config.train.batch,
+        seed=config.train.seed,
+        start=start,
+        process=(jax.process_index(), jax.process_count()),
+    )
+    first = sharding.put_batch(next(batches), mesh)
+    step_fn = compile_step(step_function, state, first, mesh)
+    if dry_run:
+        _, logs = step_fn(state, first)
+        say(f"dry run: one step, loss {float(logs['loss']):.4f}")
+        return 0
+
+    eval_step = make_eval_step(config, mesh)
+    every, last = config.train, config.train.steps
+    log = Log(workdir, start, last, config.train.batch)
+    with checkpoint.manager(workdir, every.keep) as manager, log, stop_signals() as stopped:
+        for step in range(start + 1, last + 1):
+            batch = first if step == start + 1 else sharding.put_batch(log.wait(batches), mesh)
+            state, logs = step_fn(state, batch)
+            if step == last or due(step, every.log_every):
+                log.train(step, logs)
+            if step == last or due(step, every.eval_every):
+                with log.paused():
+                    scores, *details = evaluate(
+                        eval_step, state.variables(), validation, config, mesh
+                    )
+                    log.eval(step, scores)
+                    if jax.process_index() == 0:
+                        report(workdir, step, scores, *details, validation, config.data.eval_split)
+                        plots.curves(log.path, workdir / "curves.png")
+            if step == last or stopped or due(step, every.checkpoint_every):
+                with log.paused():
+                    checkpoint.save(manager, step, state)
+            if stopped and step < last:
+                say(
+                    f"{stopped[0]}: saved step {step} in {workdir}; the same command goes on from there"
+                )
+                return STOPPED
+    say(table(scores, validation.classes))
+    say(f"pictures in {workdir / 'pictures'}, curves in {workdir / 'curves.png'}")
+    return 0
+
+
+def resume(workdir: Path, target: TrainState) -> tuple[TrainState | None, int]:
+    """(state, step) of the newest good checkpoint, or (None, 0) where there is none."""
+    if not checkpoint.exists(workdir):
+        return None, 0
+    with checkpoint.manager(workdir) as manager:
+        state, step, digest = checkpoint.restore(manager, target)
+        checkpoint.delete_after(manager, step)
+    say(f"resuming at step {step}, fingerprint {digest}")
+    return state, step
+
+
+def due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[str]]:
+    """A list that holds the first SIGTERM's or SIGINT's name once it came; a second SIGINT kills."""
+    stopped: list[str] = []
+
+    def note(number: int, _: Any) -> None:
+        stopped.append(signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread, as in a notebook's executor: no handlers there
+        before = {}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def warm_start(config: ConfigDict, params: Any) -> Any:
+    """`params` with the values of init.workdir's newest checkpoint where path and shape agree.
+
+    Says what was taken and what is new. Raises InputError where nothing agrees.
+    """
+    other = Path(config.init.workdir)
+    loaded = load_variables(other)[2]["params"]
+    have = {path_of(k): v for k, v in jax.tree_util.tree_leaves_with_path(loaded)}
+    fresh = []
+
+    def take(keys: tuple, mine: jax.Array) -> jax.Array:
+        theirs = have.get(path_of(keys))
+        if theirs is None or theirs.shape != mine.shape:
+            fresh.append(path_of(keys))
+            return mine
+        return jax.device_put(theirs, mine.sharding)
+
+    merged = jax.tree_util.tree_map_with_path(take, params)
+    total = len(jax.tree.leaves(params))
+    if len(fresh) == total:
+        raise InputError(f"init.workdir {other}: none of its parameters fits this network")
+    say(
+        f"{total - len(fresh)} of {total} parameter arrays from {other}; new: {', '.join(fresh) or 'none'}"
+    )
+    return merged
+
+
+def score(workdir: Path, split: str | None = None) -> int:
+    """The verb `eval`: evaluates a run on a split (default: its validation split) and reports it."""
+    config, mesh, variables, step, _ = load_variables(workdir)
+    split = split or config.data.eval_split
+    source = open_source(config, split)
+    scores, *details = evaluate(make_eval_step(config, mesh), variables, source, config, mesh)
+    report(workdir, step, scores, *details, source, split)
+    say(table(scores, source.classes))
+    say(f"step {step}, {len(source)} images of {split}; details in {workdir / 'eval.json'}")
+    return 0
+
+
+def load_variables(workdir: Path) -> tuple[ConfigDict, Mesh, Any, int, str]:
+    """(config, mesh, variables to evaluate, step, fingerprint) of a run's newest good checkpoint.
+
+    The mesh is of the devices here, whatever the run was trained on.
+    """
+    config = load_config(workdir)
+    if not checkpoint.exists(workdir):
+        raise InputError(f"no checkpoint in {workdir / 'checkpoints'} yet: train the run first")
+    mesh = sharding.make_mesh(configs.default().mesh)
+    target, _, _ = build(config, mesh)
+    with checkpoint.manager(workdir) as manager:
+        state, step, digest = checkpoint.restore(manager, target)
+    return config, mesh, state.variables(), step, digest

@@ -1,0 +1,81 @@
+"""The folder of a run: what it remembers of itself, all in plain files."""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxseg import checkpoint
+from jaxseg import config as configs
+from jaxseg.data import catalog
+from jaxseg.data.colours import Classes
+from jaxseg.errors import InputError
+
+# A resumed run may change how it looks at itself and where it runs, not what it computes.
+FREE = ("data.root", "data.threads", "data.workers", "eval.", "mesh.", "train.log_every")
+FREE += ("train.eval_every", "train.checkpoint_every", "train.keep")
+
+
+def prepare(config: ConfigDict, workdir: Path, classes: Classes) -> None:
+    """Writes config.json, classes.json and env.json, or checks that the run there is this one."""
+    remembered = workdir / "config.json"
+    if checkpoint.exists(workdir) and remembered.exists():
+        old = configs.from_json(remembered.read_text())
+        changed = [d for d in configs.differences(old, config) if not d.startswith(FREE)]
+        if changed:
+            raise InputError(
+                f"{workdir} holds a run of another config:\n  " + "\n  ".join(changed) + "\n"
+                "Use another --workdir, or the same values to resume it."
+            )
+    if jax.process_index():
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        remembered.write_text(configs.to_json(config))
+    except OSError as error:
+        raise InputError(f"cannot write to workdir {workdir}: {error.strerror}") from error
+    catalog.write_classes(workdir / "classes.json", classes)
+    (workdir / "env.json").write_text(json.dumps(environment(), indent=2) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """What a run depends on beside its config: versions, commit, machine, devices, command."""
+    packages = (
+        "jaxseg",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "grain",
+        "numpy",
+        "pillow",
+    )
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "commit": commit,
+        "platform": platform.platform(),
+        "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
+        "command": sys.argv,
+    }
+
+
+def load_config(workdir: Path) -> ConfigDict:
+    """The config that a run remembers. Raises InputError where there is no run."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise InputError(
+            f"no run in {workdir}: {path} is missing. Train one with --workdir {workdir}"
+        )
+    return configs.from_json(path.read_text())
