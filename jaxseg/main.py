@@ -111,17 +111,12 @@ def run(argv: Sequence[str]) -> int:
     # A word less from the compiler's C++ side; errors still show.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if verb == "train":
-        from jaxseg.sharding import use_cpu_cores
         from jaxseg.train import train
 
-        config = resolve(args.config, overrides)
-        use_cpu_cores(config.train.batch // config.train.accumulate)
-        return train(config, args.workdir, args.dry_run)
+        return train(resolve(args.config, overrides), args.workdir, args.dry_run)
     if verb == "eval":
-        from jaxseg.sharding import use_cpu_cores
         from jaxseg.train import score
 
-        use_cpu_cores(0)
         return score(args.workdir, args.split)
     if verb == "predict":
         from jaxseg.predict import predict

@@ -5,8 +5,6 @@ state; `space` splits the rows of images. Everything runs under `jax.jit` with t
 the compiler inserts the collectives, and batch norm sees the global batch without further ado.
 """
 
-import contextlib
-import os
 from typing import Any
 
 import jax
@@ -19,19 +17,6 @@ from jaxseg.errors import InputError
 
 AXES = ("data", "fsdp", "space")
 SMALLEST_SHARDED = 2**16  # elements; below this a gather costs more than the memory it saves
-
-
-def use_cpu_cores(batch: int) -> None:
-    """Makes a device of each CPU core, as far as the batch divides; call it before jax starts.
-
-    XLA runs a convolution on one core: with one device it leaves the others idle. Accelerators do
-    not notice, and a device count in XLA_FLAGS has precedence.
-    """
-    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return
-    devices = max(n for n in range(1, len(os.sched_getaffinity(0)) + 1) if batch % n == 0)
-    with contextlib.suppress(RuntimeError):  # jax runs already: its devices stay
-        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def make_mesh(mesh: ConfigDict) -> Mesh:

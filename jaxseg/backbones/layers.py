@@ -80,8 +80,12 @@ class UpConv(nn.Module):
 
 
 def classifier(num_classes: int, name: str = "classifier") -> nn.Module:
-    """The last 1x1 convolution, [B,h,w,C] -> logits [B,h,w,K]."""
-    return nn.Conv(num_classes, (1, 1), kernel_init=nn.initializers.normal(0.01), name=name)
+    """The last 1x1 convolution, [B,h,w,C] -> logits [B,h,w,K].
+
+    Its initial weights have variance 1 / C: much smaller ones start all classes at a saddle, where
+    narrow networks learn foreground from background and then rest for hundreds of steps.
+    """
+    return nn.Conv(num_classes, (1, 1), kernel_init=nn.initializers.lecun_normal(), name=name)
 
 
 def stage_strides(strides: Sequence[int], output_stride: int) -> list[tuple[int, int]]:
