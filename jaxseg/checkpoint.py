@@ -21,10 +21,14 @@ from jaxseg.errors import InputError
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells each of its steps
 
 
-def manager(workdir: Path, keep: int = 1) -> ocp.CheckpointManager:
-    """The manager of WORKDIR/checkpoints; it keeps the `keep` newest. Close it."""
+def manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
+    """The manager of WORKDIR/checkpoints. Close it.
+
+    With `keep`, the one that saves: it keeps the `keep` newest, and clears what an interrupted save
+    left. Without, it disturbs no other process that is just saving there.
+    """
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        max_to_keep=keep, cleanup_tmp_directories=bool(keep), enable_async_checkpointing=True
     )
     return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
 

@@ -11,14 +11,25 @@ import ast
 import importlib.util
 import inspect
 import json
+import math
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from ml_collections import ConfigDict
 
 from jaxseg.errors import InputError, unknown
+
+KINDS = {
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    tuple: "a tuple",
+    ConfigDict: "a section",
+}
 
 
 def default() -> ConfigDict:
@@ -90,7 +101,7 @@ def default() -> ConfigDict:
 
 
 def load(argument: str) -> ConfigDict:
-    """Runs `get_config` of FILE[:key=value,...].
+    """Runs `get_config` of FILE[:key=value,...]. A Literal annotation lists an argument's choices.
 
     Raises InputError when the file or `get_config` is missing, an argument is unknown or of the
     wrong type, or the file itself fails.
@@ -105,16 +116,22 @@ def load(argument: str) -> ConfigDict:
         spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(f"{path} has no get_config(): needs that function, to return a config")
         parameters = inspect.signature(module.get_config).parameters
         config = module.get_config(**_arguments(path, rest, parameters))
     except InputError:
         raise
     except Exception as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == name]
-        where = f"{path}, line {lines[-1]}" if lines else str(path)
-        raise InputError(f"{where}: {type(error).__name__}: {_plain(error)}") from error
-    if not isinstance(config, ConfigDict):
-        raise InputError(f"{path}: get_config must return a config, got {type(config).__name__}")
+        frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError):  # it has no frame of its own
+            frames.append((error.filename, error.lineno))
+        lines = [line for file, line in frames if file and Path(file) == path.absolute()]
+        where = f"{path}:{lines[-1]}" if lines else str(path)
+        raise InputError(f"{where}: {_plain(error)}") from error
+    if not isinstance(config, ConfigDict) or not all(section in config for section in default()):
+        got = type(config).__name__
+        raise InputError(f"{path}: get_config must fill and return default(), got another {got}")
     return config
 
 
@@ -127,6 +144,10 @@ def _arguments(path: Path, text: str, parameters: dict[str, inspect.Parameter]) 
         if key not in parameters:
             raise unknown(f"argument of {path}", key, parameters)
         values[key] = parse(key, value, parameters[key].default)
+        annotation = parameters[key].annotation
+        choices = get_args(annotation) if get_origin(annotation) is Literal else (values[key],)
+        if values[key] not in choices:
+            raise unknown(f"{key} of {path}", value, map(str, choices))
     return values
 
 
@@ -144,7 +165,22 @@ def _split(text: str) -> Iterator[str]:
 
 
 def _plain(error: Exception) -> str:
-    return str(error.args[0] if error.args else error).strip().split("\n")[0]
+    """What a config file raised, in one line; ml_collections explains itself in several."""
+    text = str(error.args[0] if error.args else error).strip()
+    if isinstance(error, (AttributeError, KeyError)):
+        near = re.search(r'Did you mean "(.+?)" instead of "(.+?)"\?', text)
+        if near:
+            return f'unknown config key "{near[2]}". Did you mean "{near[1]}"?'
+        far = re.search(r"""Key "(\w+)" does not exist|^["']+(\w+)["']+$""", text)
+        if far:
+            key = far[1] or far[2]
+            return f'unknown config key "{key}": default() in jaxseg/config.py has all of them'
+    kind = r"<class '(?:\w+\.)*(\w+)'>"
+    cast = rf"field '(.+?)' .*?\. (.*) is of original type {kind} .* type {kind}"
+    wrong = re.search(cast, text) if isinstance(error, TypeError) else None
+    if wrong:
+        return f"{wrong[1]} = {wrong[2]} is of type {wrong[3]}: needs {wrong[4]}"
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
 
 
 def override(config: ConfigDict, assignments: list[tuple[str, str]]) -> None:
@@ -184,12 +220,12 @@ def parse(key: str, text: str, like: Any) -> Any:
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
     if isinstance(like, tuple) and isinstance(value, list):
         value = tuple(value)
-    if isinstance(like, float) and type(value) is int:
+    if isinstance(like, float) and type(value) is int and abs(value) < 2**63:
         value = float(value)
     if like is None or like is inspect.Parameter.empty or type(value) is type(like):
         return value
     example = f"{like!r}" if like != () else "(1.0, 2.0)"
-    raise InputError(f"{key}={text}: needs a {type(like).__name__}, such as {key}={example}")
+    raise InputError(f"{key}={text}: needs {KINDS[type(like)]}, such as {key}={example}")
 
 
 def check(config: ConfigDict) -> None:
@@ -202,18 +238,29 @@ def check(config: ConfigDict) -> None:
                 value = value[part]
             raise InputError(f"{key} is {value!r}: {rule}")
 
+    def numbers(values: tuple, count: int) -> bool:
+        real = all(type(n) in (int, float) and math.isfinite(n) for n in values)
+        return len(values) == count and real
+
+    for name, section in default().items():
+        for key, like in section.items():
+            value = config[name][key]
+            need(type(value) is type(like), f"{name}.{key}", f"needs {KINDS[type(like)]}")
+            finite = not isinstance(value, float) or math.isfinite(value)
+            need(finite, f"{name}.{key}", "needs a finite number")
+
     data, optim, train = config.data, config.optim, config.train
-    pair = len(data.crop) == 2 and all(isinstance(n, int) and n > 0 for n in data.crop)
+    pair = len(data.crop) == 2 and all(type(n) is int and n > 0 for n in data.crop)
     need(pair, "data.crop", "needs two positive integers (height, width), such as (512, 512)")
     need(
-        len(data.scale) == 2 and 0 < data.scale[0] <= data.scale[1],
+        numbers(data.scale, 2) and 0 < data.scale[0] <= data.scale[1],
         "data.scale",
-        "needs 0 < low <= high",
+        "needs two numbers, 0 < low <= high",
     )
     need(data.channels in (1, 3), "data.channels", "needs 1 (grey) or 3 (RGB)")
     for key in ("mean", "std"):
         need(
-            len(data[key]) == data.channels,
+            numbers(data[key], data.channels),
             f"data.{key}",
             f"needs {data.channels} numbers, one a channel",
         )
@@ -225,6 +272,12 @@ def check(config: ConfigDict) -> None:
     need(0 <= optim.min_lr <= optim.lr, "optim.min_lr", f"needs 0 <= min_lr <= lr ({optim.lr})")
     for key in ("weight_decay", "clip", "warmup", "power"):
         need(optim[key] >= 0, f"optim.{key}", "needs 0 or more")
+    need(0 <= optim.momentum < 1, "optim.momentum", "needs 0 <= momentum < 1")
+    need(
+        numbers(optim.betas, 2) and all(0 <= beta < 1 for beta in optim.betas),
+        "optim.betas",
+        "needs two numbers, 0 <= beta < 1",
+    )
     for key in ("steps", "batch", "accumulate", "log_every", "keep"):
         need(train[key] >= 1, f"train.{key}", "needs at least 1")
     for key in ("eval_every", "checkpoint_every"):
@@ -234,6 +287,7 @@ def check(config: ConfigDict) -> None:
         "train.batch",
         f"must be divisible by train.accumulate ({train.accumulate})",
     )
+    need(0 <= train.seed < 2**32, "train.seed", "needs 0 .. 2**32 - 1")
     need(0 <= train.ema < 1, "train.ema", "needs 0 <= decay < 1")
     need(
         train.compute_dtype in ("float32", "bfloat16"),
@@ -242,6 +296,7 @@ def check(config: ConfigDict) -> None:
     )
     need(config.eval.batch >= 1, "eval.batch", "needs at least 1")
     need(config.eval.scale > 0, "eval.scale", "needs a positive number")
+    need(config.eval.pictures >= 0, "eval.pictures", "needs 0 or more")
 
 
 def to_json(config: ConfigDict) -> str:

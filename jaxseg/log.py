@@ -32,7 +32,7 @@ class Log:
         if not self.writes:
             return
         kept = self.path.read_text().splitlines() if start and self.path.exists() else []
-        kept = [line for line in kept if json.loads(line)["step"] <= start]
+        kept = [line for line in kept if _step(line) <= start]
         self.path.write_text("".join(f"{line}\n" for line in kept))
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
@@ -98,6 +98,7 @@ class Log:
         self.time += time.perf_counter() - begin
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Adds a record, "train" or "eval", to metrics.jsonl and to TensorBoard."""
         if not self.writes:
             return
         with self.path.open("a") as file:
@@ -115,6 +116,14 @@ class Log:
             self.flush()
         if self.board:
             self.board.close()
+
+
+def _step(line: str) -> float:
+    """The step of a record; infinite where a crash cut the line short."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
 
 
 def clock(seconds: float) -> str:

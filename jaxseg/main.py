@@ -52,6 +52,7 @@ def parser(verb: str) -> Parser:
 
 
 def help_text() -> str:
+    """What --help prints: the verbs with an example each."""
     lines = [
         "jaxseg: image segmentation in JAX\n",
         "python -m jaxseg.main [VERB] [--config FILE[:key=value,...]] --workdir DIR [--config.a.b=value]\n",
@@ -70,11 +71,13 @@ def resolve(argument: str, overrides: list[tuple[str, str]]) -> "ConfigDict":
     from jaxseg.data import catalog
 
     config = configs.load(argument)
+    # First of all the names: what they name has the keys and the defaults of the rest.
+    named = [pair for pair in overrides if pair[0] in ("model.name", "model.backbone.name")]
+    configs.override(config, named)
     models.complete(config)
-    config.lock()
     configs.override(config, overrides)
     configs.check(config)
-    if config.model.num_classes == 0:
+    if not config.model.num_classes:
         config.model.num_classes = len(catalog.classes(config.data.dataset, config.data.root))
     return config
 
@@ -96,10 +99,10 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
 def run(argv: Sequence[str]) -> int:
     """Runs a command; returns its exit code. Raises InputError for what the user can mend."""
     rest, overrides = split_overrides(argv)
-    if not rest or rest[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help"):
         print(help_text())
         return 0
-    verb = "train" if rest[0].startswith("-") else rest.pop(0)
+    verb = rest.pop(0) if rest and not rest[0].startswith("-") else "train"
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
     args = parser(verb).parse_args(rest)
@@ -132,6 +135,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
+    """ "H,W" as (height, width). Raises InputError for anything else."""
     if text is None:
         return None
     try:

@@ -29,8 +29,17 @@ def path_of(keys: tuple) -> str:
 
 
 def multipliers(optim: ConfigDict, params: Any) -> Any:
-    """A tree of learning-rate factors. Raises InputError where a regex matches no parameter."""
-    rules = [(re.compile(pattern), float(factor)) for pattern, factor in optim.multipliers]
+    """A tree of learning-rate factors.
+
+    Raises InputError where the rules are no pairs of a regex and a number, or one is never used.
+    """
+    try:
+        rules = [(re.compile(pattern), float(factor)) for pattern, factor in optim.multipliers]
+    except (re.error, TypeError, ValueError) as error:
+        raise InputError(
+            f"optim.multipliers is {optim.multipliers!r} ({error}): needs pairs of a regex and a "
+            'factor, such as (("backbone", 0.1),)'
+        ) from error
     used = set()
 
     def factor(keys: tuple, _: Any) -> float:
@@ -46,7 +55,8 @@ def multipliers(optim: ConfigDict, params: Any) -> Any:
     if unused:
         some = [path_of(k) for k, _ in jax.tree_util.tree_leaves_with_path(params)][:5]
         raise InputError(
-            f"optim.multipliers {unused} match no parameter, such as {', '.join(some)}"
+            f"optim.multipliers {unused} match no parameter that an earlier one leaves. "
+            f"Parameters are called {', '.join(some)}, ..."
         )
     return tree
 

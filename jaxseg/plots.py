@@ -40,7 +40,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], picture: Path) -> None:
     """Each true class (row) as shares of the predicted ones (columns); matrix: counts [K,K]."""
     total = matrix.sum(axis=1, keepdims=True)
     share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
-    side = 2.5 + 0.4 * len(names)
+    side = 1.8 + 0.4 * len(names) + 0.08 * max(map(len, names))  # inches; names stand on two sides
     figure = _figure(side + 0.6, side)
     axes = figure.subplots()
     figure.colorbar(axes.imshow(share, vmin=0, vmax=1, cmap="Blues"), shrink=0.8)

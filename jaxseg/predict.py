@@ -81,6 +81,11 @@ def predict(workdir: Path, inputs: Sequence[Path], output: Path, save_logits: bo
     NAME.npz with float32 `logits` [H,W,K].
     """
     paths = collect(inputs)
+    files = {path.resolve() for path in paths.values()}
+    for name in paths:
+        for written in (output / f"{name}.png", output / f"{name}_overlay.png"):
+            if written.resolve() in files:
+                raise InputError(f"{written} is an input and would be overwritten: change --output")
     predictor = load(workdir)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -119,4 +124,10 @@ def collect(inputs: Sequence[Path]) -> dict[str, Path]:
                 "predict them into different --output folders"
             )
         names[path.stem] = path
+    for name, path in names.items():
+        if f"{name}_overlay" in names:
+            raise InputError(
+                f"the overlay of {path} and the labels of {names[f'{name}_overlay']} would both "
+                f"become {name}_overlay.png: predict them into different --output folders"
+            )
     return names

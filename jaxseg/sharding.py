@@ -47,10 +47,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(batch: dict[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
-    """Examples over data and fsdp; the rows of `image` [B,H,W,C] and `label` [B,H,W] over space."""
+    """Examples over data and fsdp; the rows of `image` [B,H,W,C] and `label` [B,H,W] over space,
+    where it divides them: images to evaluate may have any size."""
 
     def spec(name: str) -> P:
-        return P(("data", "fsdp"), "space") if name in ("image", "label") else P(("data", "fsdp"))
+        rows = name in ("image", "label") and batch[name].shape[1] % mesh.shape["space"] == 0
+        return P(("data", "fsdp"), "space") if rows else P(("data", "fsdp"))
 
     return {name: NamedSharding(mesh, spec(name)) for name in batch}
 

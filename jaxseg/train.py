@@ -112,7 +112,7 @@ def train_step(
         if config.train.ema
         else {}
     )
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
     finite = jnp.isfinite(logs["loss"]) & jnp.isfinite(norm)
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state).replace(step=new.step)

@@ -20,15 +20,19 @@ from jaxseg.errors import InputError
 # A resumed run may change how it looks at itself and where it runs, not what it computes.
 FREE = ("data.root", "data.threads", "data.workers", "eval.", "mesh.", "train.log_every")
 FREE += ("train.eval_every", "train.checkpoint_every", "train.keep")
+SHOWN = 8  # differing keys that a message lists
 
 
 def prepare(config: ConfigDict, workdir: Path, classes: Classes) -> None:
     """Writes config.json, classes.json and env.json, or checks that the run there is this one."""
     remembered = workdir / "config.json"
     if checkpoint.exists(workdir) and remembered.exists():
-        old = configs.from_json(remembered.read_text())
-        changed = [d for d in configs.differences(old, config) if not d.startswith(FREE)]
+        old = load_config(workdir)
+        same = configs.from_json(configs.to_json(config))  # a list in a file is a tuple there, too
+        changed = [d for d in configs.differences(old, same) if not d.startswith(FREE)]
         if changed:
+            more = f"and {len(changed) - SHOWN} more"
+            changed = changed if len(changed) <= SHOWN else [*changed[:SHOWN], more]
             raise InputError(
                 f"{workdir} holds a run of another config:\n  " + "\n  ".join(changed) + "\n"
                 "Use another --workdir, or the same values to resume it."
@@ -78,4 +82,7 @@ def load_config(workdir: Path) -> ConfigDict:
         raise InputError(
             f"no run in {workdir}: {path} is missing. Train one with --workdir {workdir}"
         )
-    return configs.from_json(path.read_text())
+    try:
+        return configs.from_json(path.read_text())
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}. Use another workdir") from error

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from jaxseg.errors import unknown
+
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, ReLU
 
 
@@ -17,6 +19,11 @@ class Norm:
     momentum: float = 0.9  # share of the old running mean that stays: 1 - torch's momentum
     epsilon: float = 1e-5
     frozen: bool = False  # use the running statistics in training too
+
+    def __post_init__(self):
+        """Raises InputError for another kind."""
+        if self.kind not in ("batch", "none"):
+            raise unknown("kind of norm", self.kind, ("batch", "none"))
 
     def __call__(self, x: jax.Array, train: bool, name: str = "norm") -> jax.Array:
         """Batch norm over all but the last axis, over the global batch; call inside a module."""

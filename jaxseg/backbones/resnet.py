@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 
 from jaxseg.backbones.layers import ConvNorm, Norm, stage_strides
+from jaxseg.errors import unknown
 from jaxseg.ops.pool import max_pool
 
 BLOCKS = {
@@ -29,6 +30,7 @@ STEMS = {
     "deep": (64, 64, 128),
     "v1c": (32, 32, 64),
 }  # widths of three 3x3 convolutions
+CHOICES = {"depth": BLOCKS, "stem": STEMS, "output_stride": (4, 8, 16, 32)}
 
 
 class Basic(nn.Module):
@@ -80,6 +82,9 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
+        for key, valid in CHOICES.items():
+            if getattr(self, key) not in valid:
+                raise unknown(f"backbone.{key}", str(getattr(self, key)), map(str, valid))
         conv = partial(ConvNorm, norm=self.norm)
         if STEMS[self.stem] is None:
             x = conv(64, 7, 2, name="stem")(image, train)

@@ -21,9 +21,8 @@ def classes(dataset: str, root: str = "") -> Classes:
     """The class table: of a known name, or of `classes.json` in the data set's folder."""
     if dataset == "shapes":
         return Shapes.classes
-    table = LABELS / f"{dataset}.csv"
-    if table.is_file():
-        rows = list(csv.DictReader(table.open()))
+    if dataset in known():
+        rows = list(csv.DictReader((LABELS / f"{dataset}.csv").read_text().splitlines()))
         colours = tuple((int(r["red"]), int(r["green"]), int(r["blue"])) for r in rows)
         return Classes(tuple(r["name"] for r in rows), colours)
     return read_classes(locate(dataset, root) / "classes.json")
@@ -33,6 +32,8 @@ def read_classes(path: Path) -> Classes:
     """Reads {"names": [...], "palette": [[r,g,b], ...]}; without a palette, Pascal VOC's colours."""
     try:
         table = json.loads(path.read_text())
+        if not isinstance(table["names"], list):
+            raise TypeError("names is no list")
         names = tuple(str(name) for name in table["names"])
         palette = tuple(tuple(map(int, c)) for c in table.get("palette") or voc_palette(len(names)))
     except FileNotFoundError:
@@ -45,6 +46,12 @@ def read_classes(path: Path) -> Classes:
         raise InputError(
             f"{path} has {len(names)} names and {len(palette)} colours: needs 2..255 of both"
         )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{path} names {', '.join(twice)} more than once: needs unique names")
+    odd = [c for c in palette if len(c) != 3 or not all(0 <= value <= 255 for value in c)]
+    if odd:
+        raise InputError(f"{path} has the colour {odd[0]}: needs three numbers 0..255 each")
     return Classes(names, palette)
 
 

@@ -21,11 +21,12 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
 
-def open_image(path: Path) -> Image.Image:
-    """The decoded picture. Raises InputError where the file cannot be read to its end."""
+def open_image(path: Path, decode: bool = True) -> Image.Image:
+    """The decoded picture, or its header alone. Raises InputError where the file cannot be read."""
     try:
-        picture = Image.open(path)
-        picture.load()
+        with Image.open(path) as picture:
+            if decode:
+                picture.load()
     except FileNotFoundError:
         raise InputError(f"no image {path}") from None
     except Exception as error:  # Pillow raises many kinds for broken files
@@ -38,8 +39,17 @@ def open_image(path: Path) -> Image.Image:
 
 
 def read_image(path: Path, channels: int) -> np.ndarray:
-    """uint8 [H,W,channels], upright: the camera's EXIF rotation is applied."""
-    picture = ImageOps.exif_transpose(open_image(path)).convert("L" if channels == 1 else "RGB")
+    """uint8 [H,W,channels], upright: the camera's EXIF rotation is applied.
+
+    Raises InputError for more than 8 bits a channel, which Pillow would clip to white.
+    """
+    picture = open_image(path)
+    if picture.mode.startswith(("I", "F")):
+        raise InputError(
+            f"image {path} has mode {picture.mode}, more than 8 bits a channel: needs 8. "
+            "Scale its values to 0..255 first."
+        )
+    picture = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
     return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
 
@@ -106,8 +116,9 @@ class Folder:
         return {"image": image, "label": label, "name": self.images[index].stem}
 
     def size(self, index: int) -> tuple[int, int]:
-        with Image.open(self.masks[index]) as picture:
-            return picture.height, picture.width
+        """(height, width), from the header of the mask."""
+        picture = open_image(self.masks[index], decode=False)
+        return picture.height, picture.width
 
 
 TREE = """A data set is a folder

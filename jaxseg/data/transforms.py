@@ -5,8 +5,8 @@ for every experiment, is in `augment`.
 """
 
 import numpy as np
-from PIL import Image, ImageEnhance
 from ml_collections import ConfigDict
+from PIL import Image, ImageEnhance
 
 from jaxseg.data.colours import IGNORE
 
@@ -83,5 +83,6 @@ def photometric(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if coin[3]:
         hsv = np.array(Image.fromarray(image).convert("HSV"))
         hsv[..., 0] += np.uint8(round(rng.uniform(-18, 18) / 360 * 256) % 256)
-        image = np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
+        picture = Image.frombytes("HSV", image.shape[1::-1], hsv.tobytes())
+        image = np.asarray(picture.convert("RGB"))
     return image

@@ -40,7 +40,8 @@ def paper(name: str) -> ModuleType:
 
 
 def complete(config: ConfigDict) -> None:
-    """Adds, in place, the default of every field that `config.model` and `config.loss` leave out.
+    """Adds, in place, the default of every field that `config.model` and `config.loss` leave out,
+    and locks them.
 
     Raises InputError for a key that the paper's `Model` or `loss` does not have.
     """
@@ -49,6 +50,8 @@ def complete(config: ConfigDict) -> None:
     _fill(config.model, fields, f"model {config.model.name}")
     own = {k: v for k, v in _keywords(module.loss).items() if k not in fields}
     _fill(config.loss, own, f"loss of {config.model.name}")
+    config.model.lock()
+    config.loss.lock()
 
 
 def build(config: ConfigDict) -> tuple[nn.Module, Callable, Callable]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxseg.errors import InputError
+
 
 def cross_entropy(
     logits: jax.Array,
@@ -30,6 +32,10 @@ def cross_entropy(
     target = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
     loss = jax.nn.logsumexp(logits, axis=-1) - target
     if class_weights:
+        if len(class_weights) != logits.shape[-1]:  # indexing would clamp in silence
+            raise InputError(
+                f"{len(class_weights)} class_weights for {logits.shape[-1]} classes: needs one each"
+            )
         weight = jnp.asarray(class_weights, jnp.float32)[label] * valid
     else:
         weight = valid.astype(jnp.float32)

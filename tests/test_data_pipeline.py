@@ -1,0 +1,207 @@
+"""Batches: their contract, and a stream that depends on the seed and the position alone."""
+
+import contextlib
+import itertools
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from jaxseg.config import default
+from jaxseg.data import pipeline
+from jaxseg.data.colours import IGNORE
+from jaxseg.errors import InputError
+
+SIZES = [(12, 16), (20, 9), (12, 16), (12, 16), (7, 7), (20, 9), (12, 16)]
+
+
+class Numbers:
+    """Example i is an image of value i, with label i in its top half; `bad` ones raise."""
+
+    channels = 3
+
+    def __init__(self, sizes: list[tuple[int, int]] = ((20, 24),) * 7, bad: int = -1):
+        self.sizes, self.bad = sizes, bad
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> dict:
+        if index == self.bad:
+            raise InputError(f"mask {index} is bad")
+        label = np.zeros(self.sizes[index], np.uint8)
+        label[: self.sizes[index][0] // 2] = index
+        image = np.full((*self.sizes[index], 3), index, np.uint8)
+        return {"image": image, "label": label, "name": str(index)}
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.sizes[index]
+
+
+def _data(**fields) -> ConfigDict:
+    data = default().data
+    data.update(crop=(16, 18), **fields)
+    return data
+
+
+def _first(count: int, *, data: ConfigDict | None = None, batch: int = 4, seed: int = 5, **options):
+    stream = pipeline.train_batches(Numbers(), data or _data(), batch=batch, seed=seed, **options)
+    with contextlib.closing(stream):
+        return [
+            {key: value.copy() for key, value in item.items()}
+            for item in itertools.islice(stream, count)
+        ]
+
+
+def _order(batches: list[dict]) -> list[int]:
+    """The positions in the source: no pixel of these images is anything else."""
+    return [int(image[0, 0, 0]) for item in batches for image in item["image"]]
+
+
+def _assert_equal(ours: list[dict], theirs: list[dict]) -> None:
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_a_training_batch_has_its_keys_shapes_and_types():
+    for item in _first(3):
+        assert set(item) == {"image", "label", "valid"}
+        assert item["image"].shape == (4, 16, 18, 3) and item["image"].dtype == np.uint8
+        assert item["label"].shape == (4, 16, 18) and item["label"].dtype == np.int32
+        assert item["valid"].shape == (4,) and item["valid"].dtype == bool and item["valid"].all()
+
+
+def test_label_and_image_of_a_batch_are_of_one_example():
+    data = _data()
+    data.crop = (20, 24)
+    for item in _first(4, data=data):
+        np.testing.assert_array_equal(item["label"][:, 0, 0], item["image"][:, 0, 0, 0])
+
+
+def test_each_epoch_sees_each_example_once_in_another_order():
+    order = _order(_first(14, batch=2))
+    epochs = [order[k : k + 7] for k in range(0, 28, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 1
+    assert any(epoch != list(range(7)) for epoch in epochs)
+
+
+def test_a_batch_may_be_larger_than_the_source():
+    order = _order(_first(2, batch=14))
+    assert sorted(order[:7]) == sorted(order[7:14]) == list(range(7))
+
+
+def test_epochs_are_augmented_anew():
+    data = _data(scale=(0.5, 2.0), photometric=True)
+    batches = _first(10, data=data, batch=7)
+    images = [
+        item["image"][k] for item in batches for k in range(7) if (item["label"][k] == 3).any()
+    ]
+    assert len({image.tobytes() for image in images}) > len(images) // 2
+
+
+def test_another_seed_is_another_stream():
+    assert _order(_first(5)) == _order(_first(5))
+    assert _order(_first(5)) != _order(_first(5, seed=6))
+
+
+def test_the_stream_is_the_same_for_any_number_of_threads():
+    fields = {"scale": (0.5, 2.0), "photometric": True}
+    _assert_equal(
+        _first(6, data=_data(threads=1, **fields)), _first(6, data=_data(threads=4, **fields))
+    )
+
+
+def test_the_stream_is_the_same_from_a_worker_process():
+    fields = {"scale": (0.5, 2.0), "photometric": True}
+    _assert_equal(_first(5, data=_data(**fields)), _first(5, data=_data(workers=1, **fields)))
+
+
+@pytest.mark.parametrize("start", [1, 2, 9])
+def test_starting_at_k_continues_the_stream_at_batch_k(start):
+    fields = {"scale": (0.5, 2.0), "photometric": True}
+    whole = _first(12, data=_data(**fields))
+    _assert_equal(whole[start:], _first(12 - start, data=_data(**fields), start=start))
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_two_processes_share_the_batches_of_one(start):
+    data = _data(scale=(0.5, 2.0), photometric=True)
+    whole = _first(5, data=data, start=start)
+    parts = [_first(5, data=data, start=start, process=(p, 2)) for p in range(2)]
+    for one, *shares in zip(whole, *parts, strict=True):
+        for key, value in one.items():
+            joined = np.stack([share[key] for share in shares], axis=1).reshape(value.shape)
+            np.testing.assert_array_equal(joined, value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_example_is_an_input_error_through_threads_and_processes(workers):
+    stream = pipeline.train_batches(Numbers(bad=3), _data(workers=workers), batch=4, seed=5)
+    with contextlib.closing(stream), pytest.raises(InputError, match="mask 3 is bad"):
+        for _ in range(3):
+            next(stream)
+
+
+def _all(source: Numbers, **options) -> list[dict]:
+    return list(pipeline.eval_batches(source, **options))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+def test_evaluation_sees_every_example_once_at_its_own_size(batch):
+    source, seen = Numbers(SIZES), []
+    for item in _all(source, batch=batch):
+        assert set(item) == {"image", "label", "valid", "index"}
+        assert item["image"].dtype == np.uint8 and item["label"].dtype == np.int32
+        assert item["valid"].dtype == bool
+        assert len(item["image"]) == len(item["label"]) == len(item["valid"]) == batch
+        for image, label, valid, index in zip(
+            item["image"], item["label"], item["valid"], item["index"], strict=True
+        ):
+            assert valid == (index >= 0)
+            if valid:
+                seen.append(int(index))
+                np.testing.assert_array_equal(image, source[index]["image"])
+                np.testing.assert_array_equal(label, source[index]["label"])
+            else:
+                assert (label == IGNORE).all()
+    assert sorted(seen) == list(range(len(SIZES)))
+
+
+def test_evaluation_fills_batches_only_where_a_size_runs_out():
+    fills = [int((item["index"] < 0).sum()) for item in _all(Numbers(SIZES), batch=3)]
+    assert sorted(fills) == [0, 1, 2, 2]  # four, two and one images of a size
+
+
+def test_eval_scale_resizes_the_image_and_not_the_label():
+    source = Numbers(SIZES)
+    for item in _all(source, batch=2, scale=0.5):
+        height, width = item["label"].shape[1:]
+        assert (height, width) in SIZES
+        assert item["image"].shape[1:] == (round(height / 2), round(width / 2), 3)
+        for image, index in zip(item["image"], item["index"], strict=True):
+            assert (image == max(index, 0)).all()
+
+
+def test_evaluation_is_the_same_for_any_number_of_threads():
+    _assert_equal(
+        _all(Numbers(SIZES), batch=2, threads=1), _all(Numbers(SIZES), batch=2, threads=4)
+    )
+
+
+def test_two_processes_share_the_evaluation():
+    whole = _all(Numbers(SIZES), batch=4)
+    parts = [_all(Numbers(SIZES), batch=4, process=(p, 2)) for p in range(2)]
+    assert len(whole) == len(parts[0]) == len(parts[1])
+    for one, *shares in zip(whole, *parts, strict=True):
+        assert {share["image"].shape for share in shares} == {(2, *one["image"].shape[1:])}
+        joined = np.stack([share["index"] for share in shares], axis=1).ravel()
+        np.testing.assert_array_equal(joined, one["index"])
+
+
+def test_a_bad_example_is_an_input_error_in_evaluation():
+    with pytest.raises(InputError, match="mask 3 is bad"):
+        _all(Numbers(SIZES, bad=3), batch=2)

@@ -1,0 +1,143 @@
+"""The log: records, what a resumed run keeps, and the alarm for a loss that is not finite."""
+
+import json
+import math
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from jaxseg.log import Log, clock
+
+
+def _values(loss: float) -> dict:
+    return {"loss": jnp.float32(loss), "lr": jnp.float32(0.5), "grad_norm": jnp.float32(2.0)}
+
+
+def _records(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _write(workdir: Path, start: int, last: int) -> None:
+    with Log(workdir, start=start, steps=last, batch=4) as log:
+        for step in range(start + 1, last + 1):
+            log.train(step, _values(step / 8))
+
+
+def test_every_step_becomes_a_record_and_a_line(tmp_path, capsys):
+    _write(tmp_path, 0, 3)
+    records = _records(tmp_path)
+    assert [r["step"] for r in records] == [1, 2, 3]
+    for record in records:
+        assert record["kind"] == "train" and record["loss"] == record["step"] / 8
+        assert record["lr"] == 0.5 and record["grad_norm"] == 2.0
+        assert record["images_per_s"] > 0 and 0 <= record["data_wait"] <= 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("step 2/3  loss 0.2500  lr 5.00e-01")
+    assert all(word in lines[1] for word in ("images/s", "ETA", "data wait"))
+
+
+def test_a_record_is_written_when_the_next_one_comes(tmp_path):
+    with Log(tmp_path, start=0, steps=3, batch=4) as log:
+        log.train(1, _values(1))
+        assert _records(tmp_path) == []
+        log.train(2, _values(1))
+        assert [r["step"] for r in _records(tmp_path)] == [1]
+    assert [r["step"] for r in _records(tmp_path)] == [1, 2]
+
+
+def test_an_evaluation_is_recorded_after_the_steps_before_it(tmp_path, capsys):
+    scores = {"mIoU": 0.5, "mAcc": None, "aAcc": 0.75, "IoU": [0.5, None], "Acc": [1.0, None]}
+    with Log(tmp_path, start=0, steps=2, batch=4) as log:
+        log.train(1, _values(1))
+        log.eval(1, scores)
+    train, evaluation = _records(tmp_path)
+    assert (train["kind"], train["step"]) == ("train", 1)
+    assert evaluation == {"kind": "eval", "step": 1, "mIoU": 0.5, "mAcc": None, "aAcc": 0.75}
+    assert "step 1/2  validation  mIoU 0.5000  aAcc 0.7500" in capsys.readouterr().out
+
+
+def test_a_resumed_run_drops_the_records_after_its_start(tmp_path):
+    _write(tmp_path, 0, 5)
+    _write(tmp_path, 3, 6)
+    assert [r["step"] for r in _records(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_from_the_start_begins_a_new_file(tmp_path):
+    _write(tmp_path, 0, 5)
+    _write(tmp_path, 0, 2)
+    assert [r["step"] for r in _records(tmp_path)] == [1, 2]
+
+
+def test_a_line_that_a_crash_cut_short_does_not_stop_a_resumed_run(tmp_path):
+    _write(tmp_path, 0, 3)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    _write(tmp_path, 3, 4)
+    assert [r["step"] for r in _records(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, loss):
+    with (
+        pytest.raises(FloatingPointError, match=rf"the loss is {loss} at step 2\b.*optim\.lr"),
+        Log(tmp_path, start=0, steps=9, batch=4) as log,
+    ):
+        log.train(1, _values(1.0))
+        log.train(2, _values(loss))
+        log.train(3, _values(1.0))
+    assert [r["step"] for r in _records(tmp_path)] == [1, 2]
+
+
+def test_the_last_loss_is_checked_too(tmp_path):
+    with (
+        pytest.raises(FloatingPointError, match="step 1"),
+        Log(tmp_path, start=0, steps=1, batch=4) as log,
+    ):
+        log.train(1, _values(math.nan))
+
+
+def test_an_error_inside_is_not_replaced_by_the_record_that_waits(tmp_path):
+    with pytest.raises(KeyError), Log(tmp_path, start=0, steps=2, batch=4) as log:
+        log.train(1, _values(math.nan))
+        raise KeyError("inside")
+
+
+def test_waiting_counts_only_the_time_for_data_and_pauses_count_for_nothing(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("jaxseg.log.time.perf_counter", lambda: now[0])
+
+    def batches():
+        while True:
+            now[0] += 1
+            yield "batch"
+
+    stream = batches()
+    with Log(tmp_path, start=0, steps=2, batch=4) as log:
+        assert log.wait(stream) == "batch"
+        now[0] += 3
+        log.train(1, _values(1))
+        with log.paused():
+            now[0] += 50
+        log.wait(stream)
+        now[0] += 1
+        log.train(2, _values(1))
+    first, second = _records(tmp_path)
+    assert (first["images_per_s"], first["data_wait"]) == (1.0, 0.25)
+    assert (second["images_per_s"], second["data_wait"]) == (2.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0:00"),
+        (59.4, "0:59"),
+        (59.6, "1:00"),
+        (123, "2:03"),
+        (3599.7, "1:00:00"),
+        (93784, "26:03:04"),
+    ],
+)
+def test_clock(seconds, text):
+    assert clock(seconds) == text

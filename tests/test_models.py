@@ -1,0 +1,168 @@
+"""The papers' networks: exact counts, sizes, and what their parts compute."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseg import backbones, models
+from jaxseg.backbones.layers import Norm
+from jaxseg.errors import InputError
+from jaxseg.models import deeplabv3, deeplabv3plus, unet
+
+DOUBLING = (64, 128, 256, 512, 1024)
+
+
+def trace(model, size, channels=3):
+    """(parameter count, output shapes), without computing anything."""
+    image = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
+    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
+    outputs = jax.eval_shape(partial(model.apply, train=False), variables, image)
+    return sum(x.size for x in jax.tree.leaves(variables["params"])), outputs
+
+
+@pytest.mark.parametrize(
+    ("channels", "classes", "parameters"),
+    [(1, 2, 31_030_658), (3, 2, 31_031_810), (3, 19, 31_032_915), (3, 21, 31_033_045)],
+)
+def test_unet_has_the_published_number_of_parameters(channels, classes, parameters):
+    count, outputs = trace(unet.Model(classes), (572, 572), channels)
+    assert count == parameters
+    assert outputs["logits"].shape == (1, 388, 388, classes)  # Fig. 1
+
+
+def test_same_unet_counts_two_norm_parameters_for_each_bias():
+    plain, _ = trace(unet.Model(2, padding="same"), (64, 64))
+    normed, outputs = trace(unet.Model(2, padding="same", norm=Norm()), (64, 64))
+    conv_channels = 2 * sum(DOUBLING) + 2 * sum(DOUBLING[:-1])
+    assert normed - plain == conv_channels  # scale and bias in place of the bias
+    assert outputs["logits"].shape == (1, 64, 64, 2)
+
+
+@pytest.mark.parametrize("size", [188, 204, 572])
+def test_valid_unet_labels_all_but_184_pixels(size):
+    _, outputs = trace(unet.Model(2, widths=(2, 4, 8, 16, 32)), (size, size + 16), 1)
+    assert outputs["logits"].shape == (1, size - 184, size + 16 - 184, 2)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("widths", [(2, 4), (2, 4, 8), (2, 4, 8, 16, 32)])
+def test_unet_fit_is_the_smallest_input_that_covers_an_image(padding, patch, widths):
+    model = unet.Model(2, widths=widths, padding=padding, patch=patch)
+
+    def labelled(n):
+        try:
+            model.check_crop((n, n))
+        except InputError:
+            return None
+        return trace(model, (n, n))[1]["logits"].shape[1]
+
+    sizes = {n: labelled(n) for n in range(1, 460)}
+    for want in (1, 7, 16, 33, 50):
+        smallest = next(n for n, out in sizes.items() if out is not None and out >= want)
+        assert model.fit((want, want)) == (smallest, smallest)
+
+
+def test_unet_at_an_invalid_size_names_the_nearest_valid_ones():
+    with pytest.raises(InputError, match=r"use \(572, 572\) or \(588, 572\)"):
+        trace(unet.Model(2), (580, 572), 1)
+    with pytest.raises(InputError, match=r"multiples of 16.*use \(96, 96\) or \(112, 96\)"):
+        unet.Model(2, padding="same").check_crop((100, 96))
+
+
+def test_valid_unet_sees_its_mirrored_border_as_the_paper_does():
+    """The tile in the middle of a larger image is labelled as it is in the whole."""
+    model = unet.Model(2, widths=(2, 4, 8), norm=Norm(kind="none"))
+    image = jax.random.normal(jax.random.key(0), (1, 108, 108, 1))
+    variables = model.init(jax.random.key(1), image, train=False)
+    whole = model.apply(variables, image, train=False)["logits"]  # 68 pixels, from 20 on
+    tile = model.apply(variables, image[:, 8:92, 16:100], train=False)["logits"]
+    np.testing.assert_allclose(tile, whole[:, 8 : 8 + 44, 16 : 16 + 44], atol=1e-5)
+
+
+def test_unet_loss_takes_the_labelled_centre():
+    logits = jax.random.normal(jax.random.key(0), (1, 4, 4, 3))
+    label = np.full((1, 8, 8), 2, np.int32)
+    label[:, 2:6, 2:6] = 1
+    value, logs = unet.loss({"logits": logits}, {"label": jnp.asarray(label)})
+    expected = -jax.nn.log_softmax(logits)[..., 1].mean()
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert logs["loss"] == value
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "parameters"),
+    [
+        ("resnet101", "7x7", 58_040_661),
+        ("resnet101", "deep", 58_164_437),
+        ("resnet50", "7x7", 39_048_533),
+        ("resnet50", "deep", 39_172_309),
+    ],
+)
+def test_deeplabv3_has_the_published_number_of_parameters(name, stem, parameters):
+    backbone = backbones.find(name)(stem=stem, output_stride=16)
+    count, outputs = trace(deeplabv3.Model(21, backbone), (513, 513))
+    assert count == parameters
+    assert outputs["logits"].shape == (1, 33, 33, 21)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "parameters"),
+    [
+        ("resnet101", "deep", 59_468_085),
+        ("resnet50", "7x7", 59_468_085 - 123_776 - (42_500_160 - 23_508_032)),
+    ],
+)
+def test_deeplabv3plus_has_the_published_number_of_parameters(name, stem, parameters):
+    backbone = backbones.find(name)(stem=stem, output_stride=16)
+    count, outputs = trace(deeplabv3plus.Model(21, backbone), (513, 513))
+    assert count == parameters
+    assert outputs["logits"].shape == (1, 129, 129, 21)
+
+
+@pytest.mark.parametrize(("output_stride", "rates"), [(16, [6, 12, 18]), (8, [12, 24, 36])])
+def test_aspp_rates_double_at_output_stride_8(output_stride, rates):
+    import flax.linen as nn
+
+    from jaxseg.backbones.layers import ConvNorm
+
+    found = []
+
+    def note(run, args, kwargs, context):
+        if isinstance(context.module, ConvNorm) and "atrous" in context.module.name:
+            found.append(context.module.rate)
+        return run(*args, **kwargs)
+
+    backbone = backbones.find("resnet18")(output_stride=output_stride)
+    with nn.intercept_methods(note):
+        trace(deeplabv3.Model(21, backbone), (65, 65))
+    assert found[:3] == rates
+
+
+def test_deeplab_crops_must_meet_the_stride():
+    model = deeplabv3.Model(21, backbones.find("resnet50")(output_stride=16))
+    model.check_crop((513, 769))
+    with pytest.raises(InputError, match=r"\(512, 512\).*16n \+ 1.*use \(513, 513\)"):
+        model.check_crop((512, 512))
+    halves = deeplabv3.Model(21, backbones.find("resnet50")(output_stride=16), align_corners=False)
+    halves.check_crop((512, 512))
+    with pytest.raises(InputError, match=r"multiples of 16.*use \(512, 512\)"):
+        halves.check_crop((513, 513))
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_deeplab_predicts_at_the_size_of_the_image(align_corners):
+    outputs = {"logits": jax.random.normal(jax.random.key(0), (2, 5, 7, 4))}
+    result = deeplabv3.predict(outputs, jnp.zeros((2, 33, 50, 3)), align_corners=align_corners)
+    assert result["logits"].shape == (2, 33, 50, 4) and result["logits"].dtype == jnp.float32
+    np.testing.assert_array_equal(result["semantic"], result["logits"].argmax(-1))
+
+
+def test_every_paper_defines_the_contract():
+    for name in models.names():
+        module = models.paper(name)
+        assert {"Model", "loss", "predict"} <= set(vars(module)), name
+        assert "arXiv" in module.__doc__ and "Differs from the paper:" in module.__doc__, name

@@ -1,0 +1,264 @@
+"""The training step and the loop: they learn, resume to the bit, and do not depend on the mesh."""
+
+import json
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseg import checkpoint, models, sharding
+from jaxseg import config as configs
+from jaxseg.data import sources
+from jaxseg.errors import InputError
+from jaxseg.train import STOPPED, build, compile_step, load_variables, train
+
+
+def small_config(**changes):
+    """A tiny U-Net with batch norm on shapes, 32 x 32."""
+    config = configs.default()
+    config.data.crop = (32, 32)
+    config.model.update(
+        name="unet",
+        num_classes=8,
+        widths=(8, 16),
+        padding="same",
+        norm={"kind": "batch"},
+        dropout=0.0,
+    )
+    config.optim.lr = 0.05
+    config.train.update(steps=6, batch=8, log_every=1, checkpoint_every=0)
+    config.eval.pictures = 2
+    models.complete(config)
+    configs.override(config, [(k.replace("__", "."), str(v)) for k, v in changes.items()])
+    configs.check(config)
+    return config
+
+
+def deeplab_config(**changes):
+    """Dilation, pooling, upsampling, batch norm: what a mesh could get wrong."""
+    config = configs.default()
+    config.data.crop = (65, 33)
+    config.model.update(name="deeplabv3plus", num_classes=8, decoder=16, low_level=8, dropout=0.0)
+    config.model.backbone = {"name": "resnet18", "output_stride": 8}
+    config.train.update(steps=4, batch=8)
+    models.complete(config)
+    configs.override(config, [(k.replace("__", "."), str(v)) for k, v in changes.items()])
+    return config
+
+
+def random_batch(config, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (config.train.batch, *config.data.crop)
+    label = rng.integers(0, config.model.num_classes, shape, dtype=np.int32)
+    label[rng.random(shape) < 0.1] = 255
+    image = rng.integers(0, 256, (*shape, config.data.channels), dtype=np.uint8)
+    return {"image": image, "label": label, "valid": np.ones(config.train.batch, bool)}
+
+
+def run_steps(config, batches):
+    """(state, the logs of each step) on the mesh of the config."""
+    mesh = sharding.make_mesh(config.mesh)
+    _, init, step = build(config, mesh)
+    state, logs, compiled = init(), [], None
+    for host in batches:
+        batch = sharding.put_batch(host, mesh)
+        compiled = compiled or compile_step(step, state, batch, mesh)
+        state, values = compiled(state, batch)
+        logs.append({k: float(v) for k, v in values.items()})
+    return state, logs
+
+
+@pytest.fixture
+def few_scenes(monkeypatch):
+    splits = {"train": (0, 24), "val": (1, 5), "test": (2, 3)}
+    monkeypatch.setattr(sources.Shapes, "SPLITS", splits)
+
+
+def test_one_batch_is_overfitted():
+    config = small_config(train__steps=150, optim__name="adamw", optim__lr=0.02)
+    scenes = [sources.Shapes("train", 3)[i] for i in range(8)]
+    batch = {
+        "image": np.stack([s["image"][32:64, 32:64] for s in scenes]),
+        "label": np.stack([s["label"][32:64, 32:64] for s in scenes]).astype(np.int32),
+        "valid": np.ones(8, bool),
+    }
+    _, logs = run_steps(config, [batch] * 150)
+    assert logs[0]["loss"] > 1.0
+    assert logs[-1]["loss"] < 0.05
+
+
+MESHES = {
+    "data8": {},
+    "fsdp8": {"mesh__fsdp": 8},
+    "data2-fsdp4": {"mesh__fsdp": 4},
+}
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_eight_devices_train_as_one(mesh, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 256)  # so that fsdp shards these small arrays
+    config = deeplab_config(**MESHES[mesh])
+    batches = [random_batch(config, seed) for seed in range(4)]
+    many_state, many = run_steps(config, batches)
+    one_mesh = jax.make_mesh(
+        (1, 1, 1),
+        sharding.AXES,
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+        devices=jax.devices()[:1],
+    )
+    monkeypatch.setattr(sharding, "make_mesh", lambda _: one_mesh)
+    one_state, one = run_steps(deeplab_config(), batches)
+    np.testing.assert_allclose([x["loss"] for x in many], [x["loss"] for x in one], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(many_state), jax.tree.leaves(one_state), strict=True):
+        scale = np.abs(np.asarray(b)).max() + 1e-12
+        np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=1e-3)
+
+
+def test_rows_over_space_train_as_one_device():
+    config = small_config(mesh__data=2, mesh__space=4)
+    batches = [random_batch(config, seed) for seed in range(3)]
+    _, split = run_steps(config, batches)
+    _, whole = run_steps(small_config(), batches)
+    np.testing.assert_allclose([x["loss"] for x in split], [x["loss"] for x in whole], rtol=1e-5)
+
+
+def test_accumulation_equals_the_whole_batch_without_batch_norm():
+    norm = {"model__norm__kind": "none", "optim__lr": 0.01}
+    batches = [random_batch(small_config(train__batch=16), seed) for seed in range(2)]
+    for batch in batches:  # equal numbers of labelled pixels, so that means of means are means
+        batch["label"][batch["label"] == 255] = 0
+    whole, a = run_steps(small_config(train__batch=16, **norm), batches)
+    parts, b = run_steps(small_config(train__batch=16, train__accumulate=2, **norm), batches)
+    np.testing.assert_allclose([x["loss"] for x in a], [x["loss"] for x in b], rtol=1e-5)
+    for x, y in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
+    batches = [random_batch(small_config(), seed) for seed in range(3)]
+    _, full = run_steps(small_config(), batches)
+    state, half = run_steps(small_config(train__compute_dtype="bfloat16"), batches)
+    assert {x.dtype for x in jax.tree.leaves((state.params, state.batch_stats))} == {
+        jnp.float32.dtype
+    }
+    losses = [[x["loss"] for x in logs] for logs in (full, half)]
+    np.testing.assert_allclose(*losses, rtol=2e-2)
+    assert losses[0] != losses[1]
+
+
+def test_a_step_that_is_not_finite_changes_no_weight():
+    config = small_config(train__ema=0.9)
+    good, bad = random_batch(config), random_batch(config)
+    bad["image"] = bad["image"].astype(np.float32)
+    mesh = sharding.make_mesh(config.mesh)
+    _, init, step = build(config, mesh)
+    step = jax.jit(step)
+    state, _ = step(init(), sharding.put_batch(good, mesh))
+    bad["image"][3, 5, 5] = np.nan
+    after, logs = step(state, sharding.put_batch(bad, mesh))
+    assert not np.isfinite(logs["loss"])
+    assert int(after.step) == int(state.step) + 1
+    assert checkpoint.fingerprint(after.replace(step=state.step)) == checkpoint.fingerprint(state)
+
+
+def test_an_all_ignored_batch_gives_no_loss_and_no_nan():
+    config = small_config()
+    batch = random_batch(config)
+    batch["label"][:] = 255
+    state, logs = run_steps(config, [batch, batch])
+    assert [x["loss"] for x in logs] == [0.0, 0.0]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+def test_ema_is_the_moving_average_and_is_what_evaluation_uses():
+    config = small_config(train__ema=0.75)
+    mesh = sharding.make_mesh(config.mesh)
+    _, init, step = build(config, mesh)
+    before = init()
+    after, _ = jax.jit(step)(before, sharding.put_batch(random_batch(config), mesh))
+    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, before.params, after.params)
+    for x, y in zip(jax.tree.leaves(after.ema), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+    assert after.variables()["params"] is after.ema
+
+
+def fingerprint_of(workdir):
+    return load_variables(workdir)[3:]
+
+
+def test_stopped_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, few_scenes, monkeypatch):
+    """24 scenes of 8 a step: six steps cross an epoch's end; the run stops inside it."""
+    assert train(small_config(train__ema=0.9), tmp_path / "whole") == 0
+    from jaxseg import log
+
+    real = log.Log.wait
+
+    def wait(self, batches):
+        if self.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, batches)
+
+    monkeypatch.setattr(log.Log, "wait", wait)
+    assert train(small_config(train__ema=0.9), tmp_path / "parts") == STOPPED
+    monkeypatch.setattr(log.Log, "wait", real)
+    stopped_at, _ = fingerprint_of(tmp_path / "parts")
+    assert 3 <= stopped_at < 6
+    assert train(small_config(train__ema=0.9, data__threads=1), tmp_path / "parts") == 0
+    assert fingerprint_of(tmp_path / "parts") == fingerprint_of(tmp_path / "whole")
+    records = [
+        [
+            (r["step"], r["loss"])
+            for r in map(json.loads, (tmp_path / run / "metrics.jsonl").open())
+            if r["kind"] == "train"
+        ]
+        for run in ("whole", "parts")
+    ]
+    assert records[0] == records[1]
+    assert [step for step, _ in records[0]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_leaves_plain_files(tmp_path, few_scenes, capsys):
+    assert train(small_config(train__eval_every=3), tmp_path) == 0
+    names = {p.name for p in tmp_path.iterdir()}
+    expected = {
+        "config.json",
+        "env.json",
+        "metrics.jsonl",
+        "eval.json",
+        "curves.png",
+        "confusion.png",
+    }
+    assert expected | {"per_class.csv", "pictures", "checkpoints"} <= names
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+    env = json.loads((tmp_path / "env.json").read_text())
+    assert {"versions", "commit", "devices"} <= env.keys()
+    evals = [r for r in map(json.loads, (tmp_path / "metrics.jsonl").open()) if r["kind"] == "eval"]
+    assert [r["step"] for r in evals] == [3, 6]
+    score = json.loads((tmp_path / "eval.json").read_text())
+    assert 0 <= score["mIoU"] <= 1 and len(score["per_class"]) == 8
+    out = capsys.readouterr().out
+    assert "compiling ..." in out and "s, once" in out and "images/s" in out and "ETA" in out
+    assert train(small_config(train__eval_every=3), tmp_path) == 0
+    assert "is finished, at step 6" in capsys.readouterr().out
+
+
+def test_a_warm_start_takes_what_fits_and_names_the_rest(tmp_path, few_scenes, capsys):
+    assert train(small_config(train__steps=1), tmp_path / "first") == 0
+    config = small_config(train__steps=1, init__workdir=tmp_path / "first", optim__lr=1e-9)
+    assert train(config, tmp_path / "second") == 0
+    assert "0 of" not in (out := capsys.readouterr().out) and "new: none" in out
+    params = [load_variables(tmp_path / run)[2]["params"] for run in ("first", "second")]
+    for a, b in zip(*map(jax.tree.leaves, params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    other = small_config(train__steps=1, model__widths=(4, 12), init__workdir=tmp_path / "first")
+    with pytest.raises(InputError, match="none of its parameters fits"):
+        train(other.copy_and_resolve_references().lock(), tmp_path / "third")
+
+
+def test_the_batch_must_divide_over_the_devices(tmp_path):
+    with pytest.raises(InputError, match="train.batch is 12: must be divisible by 8"):
+        train(small_config(train__batch=12), tmp_path)
+    with pytest.raises(InputError, match="data.crop has 32 rows"):
+        train(small_config(mesh__data=1, mesh__space=8, data__crop=(36, 32)), tmp_path)
