@@ -7,6 +7,7 @@ newest to the oldest and takes the first whose fingerprint is the one that was s
 
 import hashlib
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def restore(source: ocp.CheckpointManager, target: Any) -> tuple[Any, int, str]:
             reason = f"its fingerprint is {digest}, saved was {saved}"
         except Exception as error:  # orbax raises many kinds for damaged files
             reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        print(f"checkpoint {step} is damaged and passed over: {reason}", flush=True)
+        print(f"checkpoint {step} is damaged and passed over: {reason}", file=sys.stderr)
     raise InputError(
         f"none of the checkpoints {steps} in {source.directory} can be read: use another workdir, or a "
         "copy of this one from before the damage"

@@ -190,7 +190,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
     if not dry_run:
         prepare(config, workdir, validation.classes)
     state, start = (None, 0) if dry_run else resume(workdir, target)
-    if start == config.train.steps:
+    if start >= config.train.steps:
         say(f"{workdir} is finished, at step {start}: `eval` scores it again, `predict` uses it")
         return 0
     if state is None:
@@ -226,6 +226,9 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
             state, logs = step_fn(state, batch)
             if step == last or due(step, every.log_every):
                 log.train(step, logs)
+            if step == last or stopped or due(step, every.checkpoint_every):
+                with log.paused():
+                    checkpoint.save(manager, step, state)
             if step == last or due(step, every.eval_every):
                 with log.paused():
                     scores, *details = evaluate(
@@ -235,9 +238,6 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
                     if jax.process_index() == 0:
                         report(workdir, step, scores, *details, validation, config.data.eval_split)
                         plots.curves(log.path, workdir / "curves.png")
-            if step == last or stopped or due(step, every.checkpoint_every):
-                with log.paused():
-                    checkpoint.save(manager, step, state)
             if stopped and step < last:
                 say(
                     f"{stopped[0]}: saved step {step} in {workdir}; the same command goes on from there"

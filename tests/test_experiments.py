@@ -80,12 +80,6 @@ def test_an_experiment_says_what_it_reproduces_and_how_to_run_it(name):
             {"params": 31_030_658},
         ),
         (
-            "deeplabv3",
-            "backbone=resnet101,stem=deep,num_classes=21",
-            (513, 513),
-            {"params": 58_164_437, "output_stride": 16},
-        ),
-        (
             "deeplabv3plus",
             "backbone=resnet101,stem=deep,num_classes=21",
             (513, 513),

@@ -49,21 +49,25 @@ def test_valid_unet_labels_all_but_184_pixels(size):
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("patch", [1, 2])
-@pytest.mark.parametrize("widths", [(2, 4), (2, 4, 8), (2, 4, 8, 16, 32)])
+@pytest.mark.parametrize("widths", [(2, 4), (2, 4, 8, 16, 32)])
 def test_unet_fit_is_the_smallest_input_that_covers_an_image(padding, patch, widths):
     model = unet.Model(2, widths=widths, padding=padding, patch=patch)
 
     def labelled(n):
+        return trace(model, (n, n))[1]["logits"].shape[1]
+
+    def fits(n):
         try:
             model.check_crop((n, n))
         except InputError:
-            return None
-        return trace(model, (n, n))[1]["logits"].shape[1]
+            return False
+        return True
 
-    sizes = {n: labelled(n) for n in range(1, 460)}
-    for want in (1, 7, 16, 33, 50):
-        smallest = next(n for n, out in sizes.items() if out is not None and out >= want)
-        assert model.fit((want, want)) == (smallest, smallest)
+    for want in (1, 16, 33):
+        found = model.fit((want, want))[0]
+        smaller = [n for n in range(1, found) if fits(n)]
+        assert labelled(found) >= want
+        assert not smaller or labelled(smaller[-1]) < want
 
 
 def test_unet_at_an_invalid_size_names_the_nearest_valid_ones():

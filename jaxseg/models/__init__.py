@@ -25,7 +25,7 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 
 from jaxseg import backbones
-from jaxseg.errors import unknown
+from jaxseg.errors import InputError, unknown
 
 
 def names() -> list[str]:
@@ -45,6 +45,8 @@ def complete(config: ConfigDict) -> None:
 
     Raises InputError for a key that the paper's `Model` or `loss` does not have.
     """
+    if "name" not in config.model:
+        raise InputError(f"config.model has no name: needs one of {', '.join(names())}")
     module = paper(config.model.name)
     fields = _fields(module.Model)
     _fill(config.model, fields, f"model {config.model.name}")
@@ -86,15 +88,25 @@ def _fill(section: ConfigDict, defaults: dict[str, Any], owner: str) -> None:
         if key not in defaults and key != "name":
             raise unknown(f"key of {owner}:", key, defaults)
     for key, value in defaults.items():
-        if key == "backbone":
-            inner = section[key]
-            _fill(inner, _fields(backbones.find(inner.name)), f"backbone {inner.name}")
-        elif dataclasses.is_dataclass(value):
-            given = section[key] if key in section else ConfigDict()
-            _fill(given, dataclasses.asdict(value), f"{owner}, {key}")
-            section[key] = given
-        elif key not in section:
-            section[key] = value
+        nested = key == "backbone" or dataclasses.is_dataclass(value)
+        given = section[key] if key in section else ConfigDict() if nested else value
+        if nested:
+            if not isinstance(given, ConfigDict) or key == "backbone" and "name" not in given:
+                example = '{"name": "resnet50"}' if key == "backbone" else dataclasses.asdict(value)
+                raise InputError(f"{owner}: {key} is {given!r}: needs a section, such as {example}")
+            inner = (
+                _fields(backbones.find(given.name))
+                if key == "backbone"
+                else dataclasses.asdict(value)
+            )
+            _fill(given, inner, f"{owner}, {key}")
+        elif isinstance(value, tuple) and isinstance(given, list):
+            given = tuple(given)
+        elif isinstance(value, float) and type(given) is int:
+            given = float(given)
+        elif value is not None and type(given) is not type(value):
+            raise InputError(f"{owner}: {key} is {given!r}: needs a {type(value).__name__}")
+        section[key] = given
 
 
 def _construct(constructor: Callable, fields: dict[str, Any]) -> nn.Module:

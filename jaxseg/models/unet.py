@@ -32,7 +32,9 @@ class Model(nn.Module):
     num_classes: int
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)  # channels of each level, Fig. 1
     padding: str = "valid"  # section 2: "the valid part of each convolution"; or "same"
-    patch: int = 1  # fold patch x patch pixels into channels: all levels at 1/patch of the resolution
+    patch: int = (
+        1  # fold patch x patch pixels into channels: all levels at 1/patch of the resolution
+    )
     dropout: float = 0.5  # at the end of the contracting path, section 3.1
     norm: Norm = Norm(kind="none")
 
@@ -85,6 +87,11 @@ class Model(nn.Module):
     def _check(self, size: tuple[int, int], what: str) -> None:
         if self.padding not in ("valid", "same"):
             raise InputError(f'model.padding is "{self.padding}": needs "valid" or "same"')
+        if not self.widths or not all(type(n) is int and n > 0 for n in (*self.widths, self.patch)):
+            raise InputError(
+                f"model.widths is {self.widths} and model.patch {self.patch}: needs positive integers, "
+                "such as (64, 128, 256) and 1"
+            )
         step, least = self.patch * 2**self.depth, self._input(1)
         rest = least % step
         if all(n >= least and n % step == rest for n in size):
