@@ -1,9 +1,9 @@
 """DeepLab v3+ (arXiv:1802.02611): the decoder on DeepLab v3, with an atrous ResNet.
 
-python -m jaxseg.main --config experiments/deeplabv3plus.py:dataset=voc2012 --workdir runs/deeplabv3plus
+python -m jaxseg.main --config experiments/deeplabv3plus.py:dataset=voc2012 --workdir runs/v3plus
 
-Table 3, VOC 2012 val, ResNet-101, trained and evaluated at output stride 16: mIoU 78.85; the paper has
-no ResNet-50. Not run.
+Table 3, VOC 2012 val, ResNet-101, trained and evaluated at output stride 16: mIoU 78.85; the paper
+has no ResNet-50. Not run.
 """
 
 from jaxseg.config import default

@@ -71,8 +71,8 @@ def restore(source: ocp.CheckpointManager, target: Any) -> tuple[Any, int, str]:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         print(f"checkpoint {step} is damaged and passed over: {reason}", file=sys.stderr)
     raise InputError(
-        f"none of the checkpoints {steps} in {source.directory} can be read: use another workdir, or a "
-        "copy of this one from before the damage"
+        f"none of the checkpoints {steps} in {source.directory} can be read: use another workdir, "
+        "or a copy of this one from before the damage"
     )
 
 

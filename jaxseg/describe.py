@@ -1,4 +1,4 @@
-"""The verb `describe`: what a network is made of and what it costs, without data and without running it."""
+"""The verb `describe`: what a network is made of and costs, without data and without a run."""
 
 import json
 from functools import partial
@@ -63,8 +63,8 @@ def count_macs(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) ->
     """(multiply-accumulates of all convolutions, outputs' shapes) for one forward pass.
 
     Every layer with a kernel multiplies all of it at each position: of its output, or of its input
-    where it is a transposed convolution. Biases, norms, poolings and resizing are not counted, as is
-    usual in the field.
+    where it is a transposed convolution. Biases, norms, poolings and resizing are not counted, as
+    is usual in the field.
     """
     total = 0
 
@@ -89,8 +89,8 @@ def count_macs(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) ->
 def step_memory(config: ConfigDict, model: nn.Module, loss: Any) -> int:
     """Bytes that a training step needs: state, gradients, and what the backward pass keeps.
 
-    The kept activations are those of the traced program, before the compiler fuses any: an estimate,
-    for the whole batch on one device.
+    The kept activations are those of the traced program, before the compiler fuses any: an
+    estimate, for the whole batch on one device.
     """
     shape = (config.train.batch // config.train.accumulate, *config.data.crop)
     dtype = config.train.compute_dtype

@@ -30,8 +30,8 @@ def cast(params: Any, dtype: str) -> Any:
 def make_infer(config: ConfigDict) -> Callable[[Any, jax.Array, tuple[int, int]], dict]:
     """infer(variables, image, size): the prediction for image uint8 [B,h,w,C] at `size` (H, W).
 
-    Returns `semantic` int32 [B,H,W] and `logits` float32 [B,H,W,K]. Where the network needs a larger
-    input, the image is mirrored at its borders (U-Net, section 2).
+    Returns `semantic` int32 [B,H,W] and `logits` float32 [B,H,W,K]. Where the network needs a
+    larger input, the image is mirrored at its borders (U-Net, section 2).
     """
     model, _, predict = models.build(config)
 
@@ -73,7 +73,8 @@ def open_source(config: ConfigDict, split: str) -> Any:
     if len(source.classes) != config.model.num_classes:
         raise InputError(
             f"model.num_classes is {config.model.num_classes}, but {data.dataset} has "
-            f"{len(source.classes)} classes ({', '.join(source.classes.names)}): set model.num_classes"
+            f"{len(source.classes)} classes ({', '.join(source.classes.names)}): "
+            "set model.num_classes"
         )
     return source
 
@@ -133,6 +134,8 @@ def report(
     plots.confusion(confusion, names, workdir / "confusion.png")
     pictures = workdir / "pictures"
     pictures.mkdir(exist_ok=True)
+    for old in pictures.glob("[0-9]*_*.png"):
+        old.unlink()
     for number, (i, prediction) in enumerate(sorted(drawn.items())):
         example = source[i]
         picture = strip(example["image"], example["label"], prediction, source.classes)

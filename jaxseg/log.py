@@ -1,4 +1,4 @@
-"""What a run says: lines or a progress line on standard output, metrics.jsonl, TensorBoard files."""
+"""What a run says: lines or a progress line on stdout, metrics.jsonl, TensorBoard files."""
 
 import contextlib
 import importlib.util
@@ -56,7 +56,10 @@ class Log:
         self.step, self.time, self.waited = step, now, 0.0
 
     def flush(self) -> None:
-        """Writes the record that waits, if any. Raises FloatingPointError where its loss is not finite."""
+        """Writes the record that waits, if any.
+
+        Raises FloatingPointError where its loss is not finite.
+        """
         if self.pending is None:
             return
         step, values, rates = self.pending
@@ -66,7 +69,8 @@ class Log:
         left = (self.steps - step) * self.batch / rates["images_per_s"]
         line = (
             f"step {step}/{self.steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
-            f"{rates['images_per_s']:.1f} images/s  ETA {clock(left)}  data wait {rates['data_wait']:.0%}"
+            f"{rates['images_per_s']:.1f} images/s  ETA {clock(left)}  "
+            f"data wait {rates['data_wait']:.0%}"
         )
         if self.terminal and self.writes:
             print(f"\r\033[K{line}", end="" if step < self.steps else "\n", flush=True)
@@ -74,8 +78,9 @@ class Log:
             say(line)
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(
-                f"the loss is {values['loss']} at step {step}. Such steps change no weight, and the last "
-                "checkpoint is good. Lower optim.lr, set optim.clip, or look at the images."
+                f"the loss is {values['loss']} at step {step}. Such steps change no weight, "
+                "and the last checkpoint is good. Lower optim.lr, set optim.clip, or look at the "
+                "images."
             )
 
     def eval(self, step: int, scores: dict[str, Any]) -> None:

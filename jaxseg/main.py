@@ -9,18 +9,38 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from jaxseg.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+
+class Verb(NamedTuple):
+    """A verb as --help shows it."""
+
+    does: str
+    example: str  # what to write after the verb
+
+
 VERBS = {
-    "train": "train a network, or go on with a run: --config experiments/quickstart.py --workdir runs/quickstart",
-    "eval": "score a run on its validation split: --workdir runs/quickstart",
-    "predict": "label images: --workdir runs/quickstart --input photos/ cat.jpg --output labels/",
-    "describe": "parameters, multiply-accumulates, shapes, memory: --config experiments/unet.py --size 572,572",
+    "train": Verb(
+        does="Trains a network, or goes on with a run.",
+        example="--config experiments/quickstart.py --workdir runs/quickstart",
+    ),
+    "eval": Verb(
+        does="Scores a run on its validation split.",
+        example="--workdir runs/quickstart",
+    ),
+    "predict": Verb(
+        does="Labels images.",
+        example="--workdir runs/quickstart --input photos/ cat.jpg --output labels/",
+    ),
+    "describe": Verb(
+        does="Tells parameters, multiply-accumulates, shapes and memory.",
+        example="--config experiments/unet.py --size 572,572",
+    ),
 }
 
 
@@ -31,7 +51,9 @@ class Parser(argparse.ArgumentParser):
 
 def parser(verb: str) -> Parser:
     """The arguments of one verb."""
-    p = Parser(prog=f"python -m jaxseg.main {verb}", description=VERBS[verb], allow_abbrev=False)
+    does, example = VERBS[verb]
+    prog = f"python -m jaxseg.main {verb}"
+    p = Parser(prog, description=does, epilog=f"example: {prog} {example}", allow_abbrev=False)
     if verb in ("train", "describe"):
         p.add_argument("--config", metavar="FILE[:key=value,...]", required=verb == "train")
     p.add_argument("--workdir", type=Path, metavar="DIR", required=verb != "describe")
@@ -55,9 +77,10 @@ def help_text() -> str:
     """What --help prints: the verbs with an example each."""
     lines = [
         "jaxseg: image segmentation in JAX\n",
-        "python -m jaxseg.main [VERB] [--config FILE[:key=value,...]] --workdir DIR [--config.a.b=value]\n",
+        "python -m jaxseg.main [VERB] [--config FILE[:key=value,...]] --workdir DIR "
+        "[--config.a.b=value]\n",
         "Verbs (train is the default), with an example each:",
-        *(f"  {verb:9} {text}" for verb, text in VERBS.items()),
+        *(f"  {name} {verb.example}\n      {verb.does}" for name, verb in VERBS.items()),
         "\npython -m jaxseg.main VERB --help lists a verb's arguments.",
         "Every key that --config.a.b=value can set is explained in jaxseg/config.py.",
     ]
@@ -150,7 +173,10 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def main() -> None:
-    """Runs the command line and exits: 0 done, 2 something to mend, 42 stopped by a signal and saved."""
+    """Runs the command line and exits with its code.
+
+    0: done. 1: the loss is not finite. 2: something to mend. 42: stopped by a signal, and saved.
+    """
     try:
         code = run(sys.argv[1:])
     except InputError as error:

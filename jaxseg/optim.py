@@ -1,4 +1,4 @@
-"""The optimizer: schedule, SGD or AdamW, decay without norms and biases, learning rates by regex."""
+"""The optimizer: schedule, SGD or AdamW, no decay of norms and biases, learning rates by regex."""
 
 import re
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from jaxseg.errors import InputError
 
 
 def schedule(optim: ConfigDict, steps: int) -> Callable[[jax.Array], jax.Array]:
-    """step -> learning rate: linear warm-up, then poly decay (ParseNet, Liu et al. 2015) to min_lr."""
+    """step -> learning rate: linear warm-up, poly decay to min_lr (ParseNet, Liu et al. 2015)."""
 
     def lr(step: jax.Array) -> jax.Array:
         rest = jnp.clip(1 - step / steps, 0.0, 1.0)

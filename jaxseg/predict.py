@@ -51,7 +51,7 @@ class Predictor:
         self._infer = jax.jit(make_infer(self.config), static_argnames="size")
 
     def __call__(self, image: np.ndarray) -> Result:
-        """Labels one image, uint8 [H,W,C] of any size with the run's channels. It compiles once a size."""
+        """Labels one image, uint8 [H,W,C] of any size, C as in the run. It compiles once a size."""
         image, channels = np.asarray(image), self.config.data.channels
         if (
             image.dtype != np.uint8
@@ -60,7 +60,8 @@ class Predictor:
             or not image.size
         ):
             raise InputError(
-                f"an image of {image.dtype} {list(image.shape)}: needs uint8 [H,W,{channels}], values 0..255"
+                f"an image of {image.dtype} {list(image.shape)}: "
+                f"needs uint8 [H,W,{channels}], values 0..255"
             )
         size = image.shape[:2]
         scaled = tuple(max(1, round(n * self.config.eval.scale)) for n in size)
@@ -102,14 +103,15 @@ def predict(workdir: Path, inputs: Sequence[Path], output: Path, save_logits: bo
 
 
 def collect(inputs: Sequence[Path]) -> dict[str, Path]:
-    """Output name -> image file, for files and folders. Raises InputError where one has no image."""
+    """Output name -> image file, for files and folders. Raises InputError if one has no image."""
     found: list[Path] = []
     for path in inputs:
         if path.is_dir():
             inside = sources.find_images(path)
             if not inside:
                 raise InputError(
-                    f"no images in folder {path}: needs files ending in {', '.join(sources.IMAGE_SUFFIXES)}"
+                    f"no images in folder {path}: "
+                    f"needs files ending in {', '.join(sources.IMAGE_SUFFIXES)}"
                 )
             found += inside
         elif path.is_file():

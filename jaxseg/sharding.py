@@ -58,7 +58,7 @@ def batch_sharding(batch: dict[str, Any], mesh: Mesh) -> dict[str, NamedSharding
 
 
 def state_sharding(shapes: Any, mesh: Mesh) -> Any:
-    """For a tree of shapes: each large array is split over fsdp along its longest divisible axis."""
+    """For a tree of shapes: a large array is split over fsdp along its longest divisible axis."""
     parts = mesh.shape["fsdp"]
 
     def rule(array: jax.ShapeDtypeStruct) -> NamedSharding:

@@ -121,7 +121,7 @@ def train_step(
 
 
 def build(config: ConfigDict, mesh: Mesh) -> tuple[TrainState, Callable, Callable]:
-    """(shapes of the state with their shardings, jitted init(), train_step(state, batch) to jit)."""
+    """(shapes and shardings of the state, jitted init(), train_step(state, batch) to jit)."""
     model, loss, _ = models.build(config)
     image = jax.ShapeDtypeStruct((1, *config.data.crop, config.data.channels), jnp.float32)
     variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
@@ -144,8 +144,8 @@ def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
     parts = sharding.batch_parts(mesh) * config.train.accumulate
     if config.train.batch % parts:
         raise InputError(
-            f"train.batch is {config.train.batch}: must be divisible by {parts}, the devices along data "
-            "and fsdp times train.accumulate"
+            f"train.batch is {config.train.batch}: must be divisible by {parts}, the devices along "
+            "data and fsdp times train.accumulate"
         )
     rows, space = config.data.crop[0], mesh.shape["space"]
     if rows % space:
@@ -153,7 +153,7 @@ def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def compile_step(step: Callable, state: TrainState, batch: dict, mesh: Mesh) -> Callable:
-    """The compiled train_step(state, batch); the state's memory is reused. Says how long it took."""
+    """The compiled train_step(state, batch); reuses the state's memory. Says how long it took."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(
         step,
@@ -169,12 +169,12 @@ def compile_step(step: Callable, state: TrainState, batch: dict, mesh: Mesh) -> 
 
 
 def compiler_options() -> dict[str, str]:
-    """On a CPU: leave convolutions to Eigen, which uses all cores; XLA's YNN fusion of them, the
-    default of jax 0.10, runs on one core (measured: 100 against 170 GFLOP/s on two)."""
-    if jax.default_backend() != "cpu":
-        return {}
-    kinds = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("DOT", "ELTWISE", "REDUCE"))
-    return {"xla_cpu_experimental_ynn_fusion_type": kinds}
+    """On a CPU, convolutions go to Eigen, which uses all cores.
+
+    In XLA's YNN fusions, the default of jax 0.10, they run on one (measured: 170 against 100
+    GFLOP/s on two cores).
+    """
+    return {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else {}
 
 
 def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
@@ -199,8 +199,9 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
             state = state.replace(params=warm_start(config, state.params))
     count = sum(x.size for x in jax.tree.leaves(state.params))
     say(
-        f"{config.model.name} on {config.data.dataset}: {count:,} parameters, {len(source)} training and "
-        f"{len(validation)} validation images, {jax.device_count()} x {jax.devices()[0].device_kind}"
+        f"{config.model.name} on {config.data.dataset}: {count:,} parameters, "
+        f"{len(source)} training and {len(validation)} validation images, "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     )
     batches = pipeline.train_batches(
         source,
@@ -219,11 +220,12 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
 
     eval_step = make_eval_step(config, mesh)
     every, last = config.train, config.train.steps
-    log = Log(workdir, start, last, config.train.batch)
+    log, logs = Log(workdir, start, last, config.train.batch), None
     with checkpoint.manager(workdir, every.keep) as manager, log, stop_signals() as stopped:
         for step in range(start + 1, last + 1):
             batch = first if step == start + 1 else sharding.put_batch(log.wait(batches), mesh)
-            state, logs = step_fn(state, batch)
+            before, (state, logs) = logs, step_fn(state, batch)
+            jax.block_until_ready(before)  # one step runs, one waits: a signal is soon obeyed
             if step == last or due(step, every.log_every):
                 log.train(step, logs)
             if step == last or stopped or due(step, every.checkpoint_every):
@@ -240,7 +242,8 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
                         plots.curves(log.path, workdir / "curves.png")
             if stopped and step < last:
                 say(
-                    f"{stopped[0]}: saved step {step} in {workdir}; the same command goes on from there"
+                    f"{stopped[0]}: saved step {step} in {workdir}; "
+                    "the same command goes on from there"
                 )
                 return STOPPED
     say(table(scores, validation.classes))
@@ -265,7 +268,7 @@ def due(step: int, every: int) -> bool:
 
 @contextmanager
 def stop_signals() -> Iterator[list[str]]:
-    """A list that holds the first SIGTERM's or SIGINT's name once it came; a second SIGINT kills."""
+    """A list that gets the name of the first SIGTERM or SIGINT; a second SIGINT kills."""
     stopped: list[str] = []
 
     def note(number: int, _: Any) -> None:
@@ -305,18 +308,20 @@ def warm_start(config: ConfigDict, params: Any) -> Any:
     if len(fresh) == total:
         raise InputError(f"init.workdir {other}: none of its parameters fits this network")
     say(
-        f"{total - len(fresh)} of {total} parameter arrays from {other}; new: {', '.join(fresh) or 'none'}"
+        f"{total - len(fresh)} of {total} parameter arrays from {other}; "
+        f"new: {', '.join(fresh) or 'none'}"
     )
     return merged
 
 
 def score(workdir: Path, split: str | None = None) -> int:
-    """The verb `eval`: evaluates a run on a split (default: its validation split) and reports it."""
+    """The verb `eval`: scores a run on a split (default: its validation split) and reports it."""
     config, mesh, variables, step, _ = load_variables(workdir)
     split = split or config.data.eval_split
     source = open_source(config, split)
     scores, *details = evaluate(make_eval_step(config, mesh), variables, source, config, mesh)
-    report(workdir, step, scores, *details, source, split)
+    if jax.process_index() == 0:
+        report(workdir, step, scores, *details, source, split)
     say(table(scores, source.classes))
     say(f"step {step}, {len(source)} images of {split}; details in {workdir / 'eval.json'}")
     return 0

@@ -1,6 +1,8 @@
 """The readers: what a folder may hold, what they make of it, and how they refuse the rest."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,21 @@ def _exif(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x112] = orientation
     return exif
+
+
+def _small_png(path: Path, bits: int, palette: bool) -> None:
+    """One row of the ids 0, 1, 2, 3 with `bits` a pixel, which Pillow cannot write in grey."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    row = sum(i << bits * (3 - i) for i in range(4)).to_bytes(bits * 4 // 8)
+    header = struct.pack(">IIBBBBB", 4, 1, bits, 3 if palette else 0, 0, 0, 0)
+    colours = chunk(b"PLTE", bytes(range(12))) if palette else b""
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    path.write_bytes(start + colours + pixels + chunk(b"IEND", b""))
 
 
 def _damage(path: Path, kind: str) -> None:
@@ -126,6 +143,22 @@ def test_one_bit_masks_are_ids_0_and_1(tmp_path):
     label = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
     Image.fromarray(label.astype(bool)).save(tmp_path / "mask.png")
     np.testing.assert_array_equal(read_label(tmp_path / "mask.png", 2), label)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_masks_of_2_or_4_bits_are_refused_rather_than_scaled(tmp_path, bits):
+    _small_png(tmp_path / "grey.png", bits, palette=False)
+    with Image.open(tmp_path / "grey.png") as picture:
+        assert np.asarray(picture).tolist() == [[i * 255 // (2**bits - 1) for i in range(4)]]
+    message = rf"grey\.png is grey with {bits} bits a pixel: needs 8.* Save .* 8-bit PNG"
+    with pytest.raises(InputError, match=message):
+        read_label(tmp_path / "grey.png", 255)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_palette_masks_of_few_bits_keep_their_ids(tmp_path, bits):
+    _small_png(tmp_path / "palette.png", bits, palette=True)
+    assert read_label(tmp_path / "palette.png", 4).tolist() == [[0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("high", [3, 254, 300])

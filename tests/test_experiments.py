@@ -1,4 +1,4 @@
-"""Every shipped experiment loads, locks, builds at its paper's size, and traces its training step."""
+"""Every shipped experiment loads, locks, builds at its paper's size and traces a training step."""
 
 from functools import partial
 from pathlib import Path

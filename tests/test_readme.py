@@ -14,7 +14,7 @@ from jaxseg import main
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
-SMALL = ["--config.train.steps=1", "--config.train.batch=8", "--config.data.crop=(32,32)"]
+SMALL = ("train.steps=1", "train.batch=8", "data.crop=(32,32)", "model.widths=(4,8)")
 
 
 @pytest.fixture
@@ -42,7 +42,8 @@ def jaxseg_commands(text):
 
 def run(line):
     words = shlex.split(line)[3:]
-    return main.run(words + SMALL if words[0].startswith("-") else words)
+    small = [f"--config.{change}" for change in SMALL] if words[0].startswith("-") else []
+    return main.run(words + small)
 
 
 def test_the_commands_run_one_after_the_other(desk, capsys):

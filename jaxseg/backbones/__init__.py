@@ -1,5 +1,7 @@
-"""Backbones: `Backbone(...)(image, train) -> {"c1": ..., "c5": ...}`, strides 2, 4, 8, 16, 32 capped
-at `output_stride`. One file a family; its `VARIANTS` name its members."""
+"""Backbones: `Backbone(...)(image, train) -> {"c1": ..., "c5": ...}`, at strides 2, 4, 8, 16, 32.
+
+No stride is above `output_stride`. One file a family; its `VARIANTS` name its members.
+"""
 
 from collections.abc import Callable
 

@@ -25,11 +25,12 @@ BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
+# Widths of three 3x3 convolutions; None: one 7x7 convolution.
 STEMS = {
     "7x7": None,
     "deep": (64, 64, 128),
     "v1c": (32, 32, 64),
-}  # widths of three 3x3 convolutions
+}
 CHOICES = {"depth": BLOCKS, "stem": STEMS, "output_stride": (4, 8, 16, 32)}
 
 

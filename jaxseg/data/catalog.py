@@ -29,7 +29,7 @@ def classes(dataset: str, root: str = "") -> Classes:
 
 
 def read_classes(path: Path) -> Classes:
-    """Reads {"names": [...], "palette": [[r,g,b], ...]}; without a palette, Pascal VOC's colours."""
+    """Reads {"names": [...], "palette": [[r,g,b], ...]}; no palette: Pascal VOC's colours."""
     try:
         table = json.loads(path.read_text())
         if not isinstance(table["names"], list):
@@ -83,7 +83,8 @@ def open_split(dataset: str, split: str, root: str = "", channels: int = 3) -> F
     own = folder / "classes.json"
     if own.is_file() and read_classes(own).names != table.names:
         raise InputError(
-            f"{own} names {len(read_classes(own))} classes {read_classes(own).names}, but {dataset} has "
-            f"{len(table)}: {table.names}. Give your own data set another folder name."
+            f"{own} names {len(read_classes(own))} classes {read_classes(own).names}, "
+            f"but {dataset} has {len(table)}: {table.names}. "
+            "Give your own data set another folder name."
         )
     return Folder(folder, split, table, channels)

@@ -23,7 +23,7 @@ class Classes:
 
 
 def voc_palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Pascal VOC's colours: the bits of the id, dealt to red, green and blue from the top bit down."""
+    """Pascal VOC's colours: the id's bits, dealt to red, green and blue from the top bit down."""
 
     def colour(index: int) -> tuple[int, int, int]:
         return tuple(

@@ -4,6 +4,7 @@ An example is a dict: `image` uint8 [H,W,C], `label` uint8 [H,W] with ids 0..K-1
 `name`. A source has `classes`, `len()`, `source[i]` and `size(i)` (height, width, cheaply).
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,8 @@ def open_image(path: Path, decode: bool = True) -> Image.Image:
     except Exception as error:  # Pillow raises many kinds for broken files
         size = path.stat().st_size
         raise InputError(
-            f"cannot read image {path} ({size} bytes): {error}. It may be truncated or not an image: "
-            "export it again or remove it."
+            f"cannot read image {path} ({size} bytes): {error}. It may be truncated or not an "
+            "image: export it again or remove it."
         ) from error
     return picture
 
@@ -56,13 +57,21 @@ def read_image(path: Path, channels: int) -> np.ndarray:
 def read_label(path: Path, num_classes: int) -> np.ndarray:
     """uint8 [H,W] of ids. Palette PNGs keep their ids, whatever their colours.
 
-    Raises InputError for a colour mask and for ids outside 0..num_classes-1 that are not 255.
+    Raises InputError for a colour mask, for grey of 2 or 4 bits, and for ids outside
+    0..num_classes-1 that are not 255.
     """
     picture = open_image(path)
     if picture.mode not in ("P", "L", "1", "I;16", "I"):
         raise InputError(
-            f"mask {path} has mode {picture.mode}: needs class ids, one channel (a palette or grey PNG). "
-            "Convert its colours to ids first."
+            f"mask {path} has mode {picture.mode}: needs class ids, one channel (a palette or grey "
+            "PNG). Convert its colours to ids first."
+        )
+    # Pillow scales grey of 2 or 4 bits to 0..255; only the tiles of an undecoded file tell.
+    packed = re.search(r"'L;([24])", str(open_image(path, decode=False).tile))
+    if packed:
+        raise InputError(
+            f"mask {path} is grey with {packed[1]} bits a pixel: needs 8, since ids of fewer "
+            "bits are scaled when read. Save the mask as an 8-bit PNG."
         )
     label = np.asarray(picture)
     strange = (label >= num_classes) & (label != IGNORE) | (label < 0)
@@ -123,8 +132,10 @@ class Folder:
 
 TREE = """A data set is a folder
     NAME/classes.json          {"names": ["sky", "road", ...]}, and "palette" if you like
-    NAME/train/images/*.jpg    and NAME/train/masks/*.png, the same names, pixel = class id, 255 = ignore
-    NAME/val/images/*.jpg      and NAME/val/masks/*.png"""
+    NAME/train/images/*.jpg
+    NAME/train/masks/*.png     named like the images; pixel = class id, 255 = ignore
+    NAME/val/images/*.jpg
+    NAME/val/masks/*.png"""
 
 
 class Shapes:

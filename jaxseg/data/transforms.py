@@ -12,7 +12,7 @@ from jaxseg.data.colours import IGNORE
 
 
 def augment(example: dict, rng: np.random.Generator, data: ConfigDict) -> dict:
-    """Scale, crop, flip, colour, as the section `config.data` asks: an example of size data.crop."""
+    """Scale, crop, flip, colour, as section `config.data` asks: an example of size data.crop."""
     image, label = example["image"], example["label"]
     factor = rng.uniform(*data.scale)
     if factor != 1:
@@ -50,7 +50,7 @@ def random_crop(
     fill: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A window of `size`, placed at random; where the image is smaller, `fill` and 255 around it."""
+    """A random window of `size`; where the image is smaller, `fill` and 255 around it."""
     pads = [(0, max(0, want - have)) for have, want in zip(label.shape, size, strict=True)]
     if any(after for _, after in pads):
         canvas = np.empty(

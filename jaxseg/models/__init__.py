@@ -1,8 +1,9 @@
 """The papers. One file each, found by its name; every one defines
 
 - `Model(num_classes, ...)(image, train) -> dict of arrays`, a Linen module. image [B,H,W,C] is
-  normalised. Optional methods: `fit(size)`, the input size that it needs to label an image of `size`
-  (default: the same), and `check_crop(size)`, which raises InputError for a crop that does not fit;
+  normalised. Optional methods: `fit(size)`, the input size that it needs to label an image of
+  `size` (default: the same), and `check_crop(size)`, which raises InputError for a crop that does
+  not fit;
 - `loss(outputs, batch, *, ...) -> (scalar, dict of scalars)`;
 - `predict(outputs, image, *, ...) -> dict` with `semantic` [B,h,w] int32 and `logits` [B,h,w,K]
   float32, where h, w is the input's size, or its centre where convolutions are valid.

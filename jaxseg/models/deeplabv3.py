@@ -87,7 +87,7 @@ def loss(
     align_corners: bool,
     class_weights: tuple = (),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Cross entropy at full size: the logits are upsampled, the truth is not reduced. Section 4.1."""
+    """Cross entropy at full size: the logits are upsampled, not the truth reduced. Section 4.1."""
     logits = upsample(outputs["logits"], batch["label"].shape[1:], align_corners)
     value = cross_entropy(logits, batch["label"], class_weights=class_weights)
     return value, {"loss": value}

@@ -4,8 +4,9 @@ Chen, Zhu, Papandreou, Schroff, Adam. ECCV 2018, arXiv:1802.02611.
 DeepLab v3 as the encoder; the decoder brings its features to stride 4, sets them beside a narrow
 projection of c2, and refines object boundaries with two 3x3 convolutions (Fig. 2):
 
-    image [B,H,W,C] -> backbone -> c5 -> ASPP 256 -> bilinear -.
-                              `--> c2 -> 1x1 48 ----------------> 3x3 256 -> 3x3 256 -> logits [B,H/4,W/4,K]
+    image [B,H,W,C] -> backbone -> c2, c5
+    c5 -> ASPP 256 -> bilinear -.
+    c2 -> 1x1 48 ----------------> 3x3 256 -> 3x3 256 -> logits [B,H/4,W/4,K]
 
 The loss and the final upsampling are DeepLab v3's. Differs from the paper: nothing known.
 """

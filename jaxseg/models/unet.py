@@ -32,9 +32,7 @@ class Model(nn.Module):
     num_classes: int
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)  # channels of each level, Fig. 1
     padding: str = "valid"  # section 2: "the valid part of each convolution"; or "same"
-    patch: int = (
-        1  # fold patch x patch pixels into channels: all levels at 1/patch of the resolution
-    )
+    patch: int = 1  # patch x patch pixels fold into channels: all levels at 1/patch resolution
     dropout: float = 0.5  # at the end of the contracting path, section 3.1
     norm: Norm = Norm(kind="none")
 
@@ -89,8 +87,8 @@ class Model(nn.Module):
             raise InputError(f'model.padding is "{self.padding}": needs "valid" or "same"')
         if not self.widths or not all(type(n) is int and n > 0 for n in (*self.widths, self.patch)):
             raise InputError(
-                f"model.widths is {self.widths} and model.patch {self.patch}: needs positive integers, "
-                "such as (64, 128, 256) and 1"
+                f"model.widths is {self.widths} and model.patch {self.patch}: needs positive "
+                "integers, such as (64, 128, 256) and 1"
             )
         step, least = self.patch * 2**self.depth, self._input(1)
         rest = least % step
@@ -100,8 +98,8 @@ class Model(nn.Module):
         above = tuple(n if n >= m else n + step for n, m in zip(near, size, strict=True))
         rule = f"{step}n + {rest}" if rest else f"multiples of {step}"
         raise InputError(
-            f"{what} {tuple(size)} does not fit a {self.padding} U-Net of depth {self.depth}, whose sides "
-            f"are {rule}, at least {least}: use {near} or {above}"
+            f"{what} {tuple(size)} does not fit a {self.padding} U-Net of depth {self.depth}, "
+            f"whose sides are {rule}, at least {least}: use {near} or {above}"
         )
 
 

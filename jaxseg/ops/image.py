@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def normalise(image: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """image [B,H,W,C] of 0..255, any dtype -> (image - mean) / std, float32; one number a channel."""
+    """image [B,H,W,C] of 0..255, any dtype -> float32 (image - mean) / std of each channel."""
     return (image.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)
 
 
