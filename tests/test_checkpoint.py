@@ -154,14 +154,14 @@ def test_flipped_bytes_are_passed_over_aloud(workdir, capsys, seed):
     state, step, digest = _restore(workdir)
     assert step == 1 and digest == checkpoint.fingerprint(_state(1))
     _assert_identical(state, _state(1))
-    assert "checkpoint 2 is damaged and passed over" in capsys.readouterr().out
+    assert "checkpoint 2 is damaged and passed over" in capsys.readouterr().err
 
 
 def test_other_values_under_a_good_checkpoint_are_noticed(workdir, capsys):
     shutil.rmtree(workdir / "checkpoints/2/state")
     shutil.copytree(workdir / "checkpoints/1/state", workdir / "checkpoints/2/state")
     assert _restore(workdir)[1] == 1
-    assert "its fingerprint is" in capsys.readouterr().out
+    assert "its fingerprint is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["state", "meta", "state/_METADATA", "state/manifest.ocdbt"])
@@ -169,7 +169,7 @@ def test_deleted_files_are_passed_over_aloud(workdir, capsys, part):
     path = workdir / "checkpoints" / "2" / part
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     _assert_identical(_restore(workdir)[0], _state(1))
-    assert "checkpoint 2 is damaged and passed over" in capsys.readouterr().out
+    assert "checkpoint 2 is damaged and passed over" in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_its_data_is_passed_over(workdir):
@@ -181,7 +181,7 @@ def test_a_checkpoint_without_its_data_is_passed_over(workdir):
 def test_an_empty_folder_with_a_number_is_passed_over(workdir, capsys):
     (workdir / "checkpoints" / "9").mkdir()
     assert _restore(workdir)[1] == 2
-    assert "checkpoint 9 is damaged and passed over" in capsys.readouterr().out
+    assert "checkpoint 9 is damaged and passed over" in capsys.readouterr().err
 
 
 def test_damaged_checkpoints_can_be_deleted_and_saved_again(workdir):

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-RADII = (6.0, 21.0)  # pixels, in a scene whose shorter side measures REFERENCE_SIDE
+RADII = (7.0, 15.0)  # pixels, in a scene whose shorter side measures REFERENCE_SIDE
 REFERENCE_SIDE = 96
-COUNT = (3, 8)  # fewest and most objects in a scene
+COUNT = (6, 12)  # fewest and most objects in a scene
 MIN_PIXELS = 12  # an object shows at least so many pixels ...
 MIN_VISIBLE = 0.8  # ... and at least this part of its silhouette
+TILT = 0.18  # objects lean by up to 20 degrees either way: the tangent of half of that
 REACH = 1.3  # no silhouette extends further than so many radii from its centre
 
 
@@ -51,7 +52,7 @@ def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     u, v = np.abs(u), np.abs(v)
-    return np.maximum(np.minimum(u, v) - 0.32, np.maximum(u, v) - 1.05)
+    return np.maximum(np.minimum(u, v) - 0.36, np.maximum(u, v) - 1.0)
 
 
 def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -160,7 +161,7 @@ def _random_thing(rng: np.random.Generator, height: int, width: int) -> _Thing:
 
     y = (np.arange(rows.start, rows.stop)[:, None] + 0.5 - cy) / radius
     x = (np.arange(cols.start, cols.stop)[None, :] + 0.5 - cx) / radius
-    u, v = _rotate(rng, y, x)
+    v, u = _rotate(rng, y, x, TILT)  # the silhouettes' axis of symmetry, u, stands upright
     distance = SILHOUETTES[CLASSES[class_id]](u, v) * radius
     return _Thing(class_id, (rows, cols), u, v, distance)
 
@@ -169,12 +170,17 @@ def _span(centre: float, reach: float, length: int) -> slice:
     return slice(max(0, math.floor(centre - reach)), min(length, math.ceil(centre + reach)))
 
 
-def _rotate(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Turn [h, 1] rows and [1, w] columns by a random angle into two [h, w] coordinates."""
+def _rotate(
+    rng: np.random.Generator, y: np.ndarray, x: np.ndarray, most: float = 1.0
+) -> tuple[np.ndarray, ...]:
+    """Turn [h, 1] rows and [1, w] columns by a random angle into two [h, w] coordinates.
+
+    most: the tangent of half the largest angle; 1 is a quarter turn either way.
+    """
     # The tangent of half the angle gives its cosine and sine by arithmetic that is exactly
-    # reproducible on every machine; the sign covers the other half of the circle.
-    t, sign = rng.uniform(-1, 1), rng.choice([-1, 1])
-    cos, sin = sign * (1 - t * t) / (1 + t * t), sign * 2 * t / (1 + t * t)
+    # reproducible on every machine.
+    t = rng.uniform(-most, most)
+    cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
     return cos * x + sin * y, cos * y - sin * x
 
 
