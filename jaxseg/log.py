@@ -20,8 +20,11 @@ def say(text: str, end: str = "\n") -> None:
 
 
 class Log:
-    """The metrics of one run. A record of a step is written when the next one comes, so that the
-    loop never waits for the device: by then its numbers have arrived."""
+    """The metrics of one run.
+
+    `train` takes a step's numbers while the device still computes them; `flush`, called a step
+    later, writes them. So the loop never waits for the step that runs.
+    """
 
     def __init__(self, workdir: Path, start: int, steps: int, batch: int):
         """`start`: the step that the run continues from; records of later ones are dropped."""

@@ -163,7 +163,13 @@ def compile_step(step: Callable, state: TrainState, batch: dict, mesh: Mesh) -> 
     )
     say("compiling ...", end=" ")
     begin = time.perf_counter()
-    compiled = jitted.lower(state, batch).compile(compiler_options())
+    lowered = jitted.lower(state, batch)
+    try:
+        compiled = lowered.compile(compiler_options())
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):  # of another version of XLA
+            raise
+        compiled = lowered.compile()
     say(f"{time.perf_counter() - begin:.0f} s, once")
     return compiled
 
@@ -226,6 +232,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
             batch = first if step == start + 1 else sharding.put_batch(log.wait(batches), mesh)
             before, (state, logs) = logs, step_fn(state, batch)
             jax.block_until_ready(before)  # one step runs, one waits: a signal is soon obeyed
+            log.flush()
             if step == last or due(step, every.log_every):
                 log.train(step, logs)
             if step == last or stopped or due(step, every.checkpoint_every):

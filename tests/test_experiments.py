@@ -77,7 +77,7 @@ def test_an_experiment_says_what_it_reproduces_and_how_to_run_it(name):
             "unet",
             "variant=original,in_channels=1,num_classes=2",
             (572, 572),
-            {"params": 31_030_658},
+            {"params": 31_030_658, "output_stride": 1},
         ),
         (
             "deeplabv3plus",

@@ -57,6 +57,16 @@ def test_the_commands_run_one_after_the_other(desk, capsys):
     assert (desk / "labels2" / "a.npz").exists()
 
 
+def test_the_commands_of_the_results_build_on_real_data(desk, data_root, monkeypatch, capsys):
+    monkeypatch.setenv("JAXSEG_DATA", str(data_root))
+    results = README.split("## Results")[1]
+    commands = re.findall(r"`(python -m jaxseg\.main [^`]+)`", results)
+    assert len(commands) >= 2
+    for line in commands:
+        assert run(f"{line} --dry_run") == 0, line
+    assert capsys.readouterr().out.count("dry run: one step") == len(commands)
+
+
 def test_the_python_runs(desk, capsys):
     assert (
         run("python -m jaxseg.main --config experiments/quickstart.py --workdir runs/quickstart")

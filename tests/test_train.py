@@ -78,14 +78,14 @@ def few_scenes(monkeypatch):
 
 
 def test_one_batch_is_overfitted():
-    config = small_config(train__steps=150, optim__name="adamw", optim__lr=0.02)
+    config = small_config(train__steps=300, optim__name="adamw", optim__lr=0.02)
     scenes = [sources.Shapes("train", 3)[i] for i in range(8)]
     batch = {
         "image": np.stack([s["image"][32:64, 32:64] for s in scenes]),
         "label": np.stack([s["label"][32:64, 32:64] for s in scenes]).astype(np.int32),
         "valid": np.ones(8, bool),
     }
-    _, logs = run_steps(config, [batch] * 150)
+    _, logs = run_steps(config, [batch] * 300)
     assert logs[0]["loss"] > 1.0
     assert logs[-1]["loss"] < 0.05
 
