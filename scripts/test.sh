@@ -2,7 +2,8 @@
 # Installs jaxseg with its development tools into .venv and runs the tests: lint, then pytest with the
 # arguments given. --all adds the slow ones. JAXSEG_DATA names a folder of data sets; without it the
 # tests on real data skip.
-. "$(dirname "$0")/venv.sh" dev
+EXTRAS=dev
+. "$(dirname "$0")/venv.sh"
 ruff check .
 ruff format --check .
 python -m pytest "$@"

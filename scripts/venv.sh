@@ -1,5 +1,5 @@
-# Sourced by the other scripts: makes .venv in the repository, installs jaxseg with the extras given
-# as arguments ("dev"), and activates it. PYTHON names another interpreter than python3.
+# Sourced by the other scripts: makes .venv in the repository, installs jaxseg with the extras in
+# EXTRAS (such as "dev"), and activates it. PYTHON names another interpreter than python3.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
@@ -9,9 +9,8 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 . .venv/bin/activate
-extras=$(IFS=,; echo "$*")
 echo "installing jaxseg into .venv (the first time about 300 MB of packages)"
-python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}"
+python -m pip install --quiet --disable-pip-version-check --editable ".${EXTRAS:+[$EXTRAS]}"
 
 # On a CPU: pages of 2 MB for the large arrays save a tenth of the time.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
