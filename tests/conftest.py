@@ -27,17 +27,6 @@ from jaxseg.train import train  # noqa: E402
 FEW_SCENES = {"train": (0, 16), "val": (1, 8), "test": (2, 8)}  # seed, number of scenes
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="also run the tests marked slow")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--all"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="slow: run with --all"))
-
-
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of data sets that JAXSEG_DATA names; without it, or where it is gone, a skip."""
