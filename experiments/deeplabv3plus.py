@@ -1,41 +1,90 @@
-"""DeepLab v3+ (arXiv:1802.02611): the decoder on DeepLab v3, with an atrous ResNet.
+"""DeepLab v3+ (arXiv:1802.02611): the decoder on DeepLab v3, with Xception, an atrous ResNet or
+MobileNetV2; and as segmentation_models.pytorch and MMSegmentation build it.
 
 python -m jaxseg.main --config experiments/deeplabv3plus.py:dataset=voc2012 --workdir runs/v3plus
 
-Table 3, VOC 2012 val, ResNet-101, trained and evaluated at output stride 16: mIoU 78.85; the paper
-has no ResNet-50. Not run.
+Tables 3 and 5, VOC 2012 val, trained and evaluated at output stride 16: ResNet-101 mIoU 78.85,
+Xception-65 79.79 (separable). The authors' model zoo: MobileNetV2, started from COCO, 75.32. The
+paper has no ResNet-50. Not run.
 """
 
+from typing import Literal
+
+from jaxseg import recipes
 from jaxseg.config import default
 
 
 def get_config(
     dataset: str = "voc2012",
     backbone: str = "resnet50",
-    output_stride: int = 16,
-    stem: str = "7x7",
+    recipe: Literal["paper", "smp", "mmseg"] = "paper",
+    output_stride: int = 0,
+    stem: str = "",
     num_classes: int = 0,
 ):
-    """num_classes=0: as many as the data set has."""
+    """output_stride=0, stem="": the recipe's. num_classes=0: as many as the data set has."""
     config = default()
     config.data.dataset = dataset
-    config.data.crop = (513, 513)  # section 4
-    config.data.scale = (0.5, 2.0)  # section 4; the authors' code, in steps of 0.25
-
     config.model.name = "deeplabv3plus"
     config.model.num_classes = num_classes
-    config.model.norm = {"momentum": 0.9997}  # the authors' code
-    config.model.backbone = {
-        "name": backbone,
-        "stem": stem,
-        "output_stride": output_stride,
-        "multi_grid": (1, 2, 4),  # DeepLab v3, Table 5; the authors' code
-        "norm": {"momentum": 0.9997},
-    }
+    config.model.backbone = {"paper": paper, "smp": smp, "mmseg": mmseg}[recipe](
+        config, backbone, stem
+    )
+    if output_stride:
+        config.model.backbone.output_stride = output_stride
+    return config
 
+
+def paper(config, name, stem):
+    """The networks and the training of section 4; returns the backbone."""
+    training(config)
+    config.model.norm = {"momentum": 0.9997}  # the authors' code
+    backbone = {"name": name, "output_stride": 16, "norm": {"momentum": 0.9997}}
+    if name.startswith("resnet"):
+        backbone["stem"] = stem or "7x7"
+        backbone["strides"] = "tensorflow"
+        backbone["multi_grid"] = (1, 2, 4)  # DeepLab v3, Table 5; the authors' code
+        return backbone
+    backbone["norm"]["epsilon"] = 1e-3  # the authors' code, Xception and MobileNetV2
+    config.data.mean = config.data.std = (127.5, 127.5, 127.5)  # the authors' code
+    config.optim.weight_decay = 4e-5  # the authors' code
+    if name.startswith("xception"):
+        config.model.separable = True  # section 4.3
+    if name == "mobilenetv2":
+        config.model.update(rates=(), decoder=())  # the authors' model zoo
+    return backbone
+
+
+def training(config):
+    config.data.crop = (513, 513)  # section 4
+    config.data.scale = (0.5, 2.0)  # section 4
+    config.data.scale_step = 0.25  # the authors' code
     config.optim.lr = 0.007  # section 4
     config.optim.weight_decay = 1e-4  # the authors' code, ResNet
     config.train.steps = 30_000  # the authors' code
     config.train.batch = 16  # the authors' code
     config.eval.batch = 4
-    return config
+
+
+def smp(config, name, stem):
+    """segmentation_models.pytorch 0.6; the training is the paper's."""
+    training(config)
+    config.model.update(rates=(12, 24, 36), dropout=0.5, separable=True, inner_norm=False)
+    config.model.update(after_aspp=256, decoder=(256,))
+    backbone = {"name": name, "output_stride": 16}
+    if name.startswith("resnet"):
+        backbone["stem"] = stem or "7x7"
+    if name == "mobilenetv2":
+        backbone["last"] = 1280
+    return backbone
+
+
+def mmseg(config, name, stem):
+    """configs/deeplabv3plus/deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024.py."""
+    recipes.mmseg(config)
+    config.model.update(align_corners=False, features=512, project_kernel=3, aux=256)
+    config.model.update(separable=True, decoder=(512, 512))
+    backbone = {"name": name, "output_stride": 8}
+    if name.startswith("resnet"):
+        backbone |= {"stem": stem or "v1c", "contract": True}
+    return backbone

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -30,6 +30,13 @@ KINDS = {
     tuple: "a tuple",
     ConfigDict: "a section",
 }
+# What only the host does to training images.
+HOST_ONLY = "cat_max_ratio rotate elastic quarter_turns copy_paste blur border_weight".split()
+EVAL_CHOICES = {
+    "mode": ("whole", "slide"),
+    "blend": ("uniform", "gaussian"),
+    "average": ("probabilities", "logits"),
+}
 
 
 def default() -> ConfigDict:
@@ -41,16 +48,30 @@ def default() -> ConfigDict:
     data.root = ""  # folder that holds the named data sets; "" = environment variable JAXSEG_DATA
     data.train_split = "train"
     data.eval_split = "val"
-    data.channels = 3  # 1 = grey, 3 = RGB
+    data.channels = 3  # 1 = grey, 3 = RGB; another number: as many as the files have
     data.mean = (123.675, 116.28, 103.53)  # per channel, 0..255; ImageNet's
     data.std = (58.395, 57.12, 57.375)  # per channel, 0..255; ImageNet's
     data.crop = (512, 512)  # height, width of a training example, pixels
-    data.scale = (1.0, 1.0)  # range of the random resize factor in training
+    data.resize = (0, 0)  # long, short side that an image may grow or shrink to; (0, 0) = its own
+    data.scale = (1.0, 1.0)  # range of the random resize factor in training, after data.resize
+    data.scale_step = 0.0  # only factors low, low + step, ... of that range; 0 = any
+    data.cat_max_ratio = 1.0  # draw a crop anew (10 times) where a class has this share; 1 = off
+    data.rotate = 0.0  # turn by up to this angle either way, degrees; 0 = off
+    data.elastic = 0.0  # bend: standard deviation of a 3x3 grid's vectors, pixels; 0 = off
+    data.quarter_turns = False  # turn by 0, 90, 180 or 270 degrees: images that have no up
     data.flip = True  # mirror left-right, probability 0.5
     data.flip_vertical = False  # mirror top-bottom, probability 0.5
+    data.copy_paste = 0.0  # probability of objects from another image; needs object masks
     data.photometric = False  # brightness, contrast, saturation and hue jitter
+    data.blur = 0.0  # probability of a Gaussian blur, 5x5 pixels
+    data.border_weight = 0.0  # U-Net's w0: how much pixels between two cells count more; 0 = off
+    data.border_sigma = 5.0  # its sigma, pixels
+    data.border_class = 1  # the class whose connected parts are the cells
+    data.transform = ""  # "package.module:function" of one's own, (image, label) -> both; is run
+    data.augment_on = "host"  # or "device": scale, crop, flips, photometric inside the step
     data.threads = 2  # host threads that read and augment
     data.workers = 0  # host processes that read and augment; 0 = threads only
+    data.on_bad_example = "raise"  # or "skip": train on the next one, up to 0.1% of the examples
 
     config.model = ConfigDict(
         {"name": ""}
@@ -63,10 +84,13 @@ def default() -> ConfigDict:
     optim.momentum = 0.9  # sgd
     optim.betas = (0.9, 0.999)  # adamw
     optim.weight_decay = 1e-4  # not on biases and norm parameters
+    optim.decay_all = False  # on them too, as torch does unless told
     optim.clip = 0.0  # largest global norm of the gradient; 0 = no clipping
     optim.warmup = 0  # steps of linear warm-up
     optim.power = 0.9  # lr = (base - min) * (1 - step / steps)^power + min; 0 = constant
     optim.min_lr = 0.0
+    optim.drops = ()  # steps from which the rate is multiplied by drop_factor, once more each
+    optim.drop_factor = 0.1
     optim.multipliers = ()  # (regex, factor) pairs on parameter paths, first match wins; 0 freezes
 
     config.train = train = ConfigDict()
@@ -82,9 +106,19 @@ def default() -> ConfigDict:
     train.keep = 3  # newest checkpoints kept
 
     config.eval = evaluation = ConfigDict()
-    evaluation.batch = 8  # images at a time, over all devices
-    evaluation.scale = 1.0  # resize factor of the input; predictions come at the image's own size
-    evaluation.pictures = 8  # validation images drawn after each evaluation
+    evaluation.batch = 8  # images, or windows of few images, at a time, over all devices
+    evaluation.buckets = 8  # shapes at most that images of many sizes are extended to, by mirroring
+    evaluation.mode = "whole"  # or "slide": in windows, blended where they overlap
+    evaluation.crop = (0, 0)  # of a window, labelled pixels; 0 = what a training crop labels
+    evaluation.stride = (0, 0)  # from window to window, pixels; 0 = two thirds of the crop
+    evaluation.blend = "uniform"  # or "gaussian": a window counts less towards its border
+    evaluation.scales = (1.0,)  # resize factors of the input; predictions at the image's own size
+    evaluation.flip = False  # also the mirror image of each
+    evaluation.average = "probabilities"  # or "logits": what windows, scales and flips average
+    evaluation.output_stride = 0  # of the backbone; 0 = as in training
+    evaluation.crf = ""  # a set of parameters in jaxseg/ops/crf.py; "" = no CRF
+    evaluation.boundary = False  # boundary scores in training too; the verb eval always has them
+    evaluation.pictures = 8  # validation images drawn after each evaluation, and worst ones shown
 
     config.mesh = mesh = ConfigDict()
     mesh.data = -1  # devices that share the batch; -1 = all that are left
@@ -92,7 +126,8 @@ def default() -> ConfigDict:
     mesh.space = 1  # devices that share the rows of an image
 
     config.init = ConfigDict()
-    config.init.workdir = ""  # start from this run's parameters; a differing classifier is new
+    config.init.workdir = ""  # start from this run's weights; a differing classifier is new
+    config.init.backbone = ""  # a torchvision or timm file (.pth, .safetensors) for the backbone
 
     config.lock()
     config.model.unlock()
@@ -257,7 +292,8 @@ def check(config: ConfigDict) -> None:
         "data.scale",
         "needs two numbers, 0 < low <= high",
     )
-    need(data.channels in (1, 3), "data.channels", "needs 1 (grey) or 3 (RGB)")
+    check_augmentation(data, need)
+    need(data.channels >= 1, "data.channels", "needs 1 (grey), 3 (RGB) or what the files have")
     for key in ("mean", "std"):
         need(
             numbers(data[key], data.channels),
@@ -267,11 +303,21 @@ def check(config: ConfigDict) -> None:
     need(min(data.std) > 0, "data.std", "needs positive numbers")
     need(data.threads >= 1, "data.threads", "needs at least 1")
     need(data.workers >= 0, "data.workers", "needs 0 or more")
+    known = not data.border_weight or config.model.name == "unet"
+    need(known, "data.border_weight", "needs 0: only the loss of unet knows it")
+    policies = ("raise", "skip")
+    need(data.on_bad_example in policies, "data.on_bad_example", 'needs "raise" or "skip"')
     need(optim.name in ("sgd", "adamw"), "optim.name", 'needs "sgd" or "adamw"')
     need(optim.lr > 0, "optim.lr", "needs a positive number")
     need(0 <= optim.min_lr <= optim.lr, "optim.min_lr", f"needs 0 <= min_lr <= lr ({optim.lr})")
     for key in ("weight_decay", "clip", "warmup", "power"):
         need(optim[key] >= 0, f"optim.{key}", "needs 0 or more")
+    need(
+        all(type(n) is int and n > 0 for n in optim.drops),
+        "optim.drops",
+        "needs positive integers, such as (2000, 4000)",
+    )
+    need(0 < optim.drop_factor <= 1, "optim.drop_factor", "needs 0 < factor <= 1")
     need(0 <= optim.momentum < 1, "optim.momentum", "needs 0 <= momentum < 1")
     need(
         numbers(optim.betas, 2) and all(0 <= beta < 1 for beta in optim.betas),
@@ -294,9 +340,49 @@ def check(config: ConfigDict) -> None:
         "train.compute_dtype",
         'needs "float32" or "bfloat16"',
     )
-    need(config.eval.batch >= 1, "eval.batch", "needs at least 1")
-    need(config.eval.scale > 0, "eval.scale", "needs a positive number")
+    for key in ("batch", "buckets"):
+        need(config.eval[key] >= 1, f"eval.{key}", "needs at least 1")
+    scales = config.eval.scales
+    need(
+        bool(scales) and numbers(scales, len(scales)) and min(scales) > 0,
+        "eval.scales",
+        "needs one or more positive numbers, such as (1.0,)",
+    )
+    for key in ("crop", "stride"):
+        pair = config.eval[key]
+        need(
+            len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair),
+            f"eval.{key}",
+            "needs two integers (height, width), 0 for the default",
+        )
+    for key, words in EVAL_CHOICES.items():
+        need(config.eval[key] in words, f"eval.{key}", "needs " + " or ".join(map(repr, words)))
+    need(config.eval.output_stride >= 0, "eval.output_stride", "needs 0 (as in training) or more")
     need(config.eval.pictures >= 0, "eval.pictures", "needs 0 or more")
+
+
+def check_augmentation(data: ConfigDict, need: Callable[[bool, str, str], None]) -> None:
+    """The rules of `check` for what happens to training images beside the crop and the scale."""
+    pair = len(data.resize) == 2 and all(type(n) is int for n in data.resize)
+    need(
+        pair and (data.resize == (0, 0) or min(data.resize) > 0),
+        "data.resize",
+        "needs two positive integers (long, short side), such as (2048, 512), or (0, 0)",
+    )
+    for key in ("scale_step", "rotate", "elastic", "border_weight"):
+        need(data[key] >= 0, f"data.{key}", "needs 0 (off) or more")
+    need(data.border_sigma > 0, "data.border_sigma", "needs a positive number")
+    need(data.rotate <= 180, "data.rotate", "needs at most 180 degrees")
+    need(0 < data.cat_max_ratio <= 1, "data.cat_max_ratio", "needs 0 < share <= 1 (off)")
+    for key in ("copy_paste", "blur"):
+        need(0 <= data[key] <= 1, f"data.{key}", "needs a probability, 0..1")
+    named = re.fullmatch(r"([\w.]+:\w+)?", data.transform)
+    need(bool(named), "data.transform", 'needs "package.module:function", or "" for none')
+    need(data.augment_on in ("host", "device"), "data.augment_on", 'needs "host" or "device"')
+    if data.augment_on == "device":
+        for key in HOST_ONLY:
+            rule = "needs its default where data.augment_on is device, which cannot do it"
+            need(data[key] == default().data[key], f"data.{key}", rule)
 
 
 def to_json(config: ConfigDict) -> str:

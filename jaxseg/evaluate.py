@@ -1,6 +1,5 @@
-"""Inference and evaluation: the network on whole images, and the scores of a split."""
+"""Evaluation: the scores of a split, of a network or of predictions that were saved."""
 
-import csv
 import json
 from collections.abc import Callable
 from functools import partial
@@ -13,143 +12,235 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxseg import models, plots, sharding
+from jaxseg import config as configs
+from jaxseg import sharding
 from jaxseg.data import catalog, pipeline
-from jaxseg.data.colours import Classes, strip
+from jaxseg.data.colours import IGNORE, Classes, read_note, save_label
+from jaxseg.data.files import read_label
 from jaxseg.errors import InputError
-from jaxseg.ops import metrics
-from jaxseg.ops.image import centre, normalise
-from jaxseg.ops.resize import resize
+from jaxseg.inference import buckets, make_infer
+from jaxseg.log import say
+from jaxseg.ops import boundary, metrics
+from jaxseg.report import Evaluation, report, table
+from jaxseg.workdir import replacing
 
 
-def cast(params: Any, dtype: str) -> Any:
-    """Parameters in the dtype of computation: the layers, having none of their own, follow it."""
-    return jax.tree.map(lambda p: p.astype(dtype), params)
+def make_eval_step(
+    config: ConfigDict, mesh: Mesh, infer: Callable | None = None, edges: bool = False
+) -> Callable:
+    """(variables, batch) -> `counts` of each image, `semantic` [B,H,W], `finite`, `index`; jitted.
 
-
-def make_infer(config: ConfigDict) -> Callable[[Any, jax.Array, tuple[int, int]], dict]:
-    """infer(variables, image, size): the prediction for image uint8 [B,h,w,C] at `size` (H, W).
-
-    Returns `semantic` int32 [B,H,W] and `logits` float32 [B,H,W,K]. Where the network needs a
-    larger input, the image is mirrored at its borders (U-Net, section 2).
+    infer: in place of the network's. edges: count near boundaries too, as eval.boundary does.
     """
-    model, _, predict = models.build(config)
-
-    def infer(variables: Any, image: jax.Array, size: tuple[int, int]) -> dict[str, jax.Array]:
-        have = image.shape[1:3]
-        need = model.fit(have) if hasattr(model, "fit") else have
-        before = [(n - h) // 2 for n, h in zip(need, have, strict=True)]
-        pads = [(b, n - h - b) for b, n, h in zip(before, need, have, strict=True)]
-        x = normalise(image, config.data.mean, config.data.std).astype(config.train.compute_dtype)
-        x = jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="symmetric")
-        params = cast(variables["params"], config.train.compute_dtype)
-        result = predict(model.apply({**variables, "params": params}, x, train=False), x)
-        result = {key: centre(value, have) for key, value in result.items()}
-        if size != have:
-            logits = resize(result["logits"], size)
-            result = {"semantic": jnp.argmax(logits, -1).astype(jnp.int32), "logits": logits}
-        return result
-
-    return infer
-
-
-def make_eval_step(config: ConfigDict, mesh: Mesh) -> Callable:
-    """(variables, batch) -> confusion [K,K] of the batch, and its predictions [B,H,W]; jitted."""
-    infer = make_infer(config)
+    infer, classes = infer or make_infer(config, mesh), config.model.num_classes
+    edges = edges or config.eval.boundary
 
     @partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def eval_step(variables: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def eval_step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
         label = batch["label"]
-        semantic = infer(variables, batch["image"], label.shape[1:])["semantic"]
-        return metrics.confusion(semantic, label, config.model.num_classes), semantic
+        out = infer(variables, batch["image"], label.shape[1:], False, batch["size"])
+        counts = {"confusion": metrics.confusions(out["semantic"], label, classes)}
+        if edges:
+            counts |= boundary.counts(out["semantic"], label, batch["size"], classes)
+        semantic = out["semantic"].astype(jnp.uint8 if classes <= IGNORE else jnp.int32)
+        return {
+            "counts": counts,
+            "semantic": semantic,
+            "finite": out["finite"],
+            "index": batch["index"],
+        }
 
     return eval_step
 
 
-def open_source(config: ConfigDict, split: str) -> Any:
-    """The reader of a split. Raises InputError where its class count is not the network's."""
+def open_source(config: ConfigDict, split: str, classes: Classes | None = None) -> Any:
+    """The reader of a split. Raises InputError where its classes are not the network's.
+
+    classes: those that the run was trained on.
+    """
     data = config.data
-    source = catalog.open_split(data.dataset, split, data.root, data.channels)
-    if len(source.classes) != config.model.num_classes:
+    objects = split == data.train_split and data.copy_paste > 0
+    source = catalog.open_split(data.dataset, split, data.root, data.channels, objects)
+    names = source.classes.names
+    if len(names) != config.model.num_classes:
         raise InputError(
             f"model.num_classes is {config.model.num_classes}, but {data.dataset} has "
-            f"{len(source.classes)} classes ({', '.join(source.classes.names)}): "
-            "set model.num_classes"
+            f"{len(names)} classes ({', '.join(names)}): set model.num_classes"
         )
+    check_classes(source.classes, classes.names if classes else names, "the run")
     return source
 
 
-def evaluate(
-    eval_step: Callable, variables: Any, source: Any, config: ConfigDict, mesh: Mesh
-) -> tuple[dict, np.ndarray, dict[int, np.ndarray]]:
-    """(scores, confusion int64 [K,K], predictions of the images to draw) over a whole split."""
-    parts = sharding.batch_parts(mesh)
-    batch = -(-config.eval.batch // parts) * parts
-    process = (jax.process_index(), jax.process_count())
-    batches = pipeline.eval_batches(
-        source, batch=batch, scale=config.eval.scale, threads=config.data.threads, process=process
-    )
-    confusion = np.zeros((config.model.num_classes,) * 2, np.int64)
-    shown = set(np.linspace(0, len(source) - 1, min(config.eval.pictures, len(source)), dtype=int))
-    drawn = {}
-    for host in batches:
-        index = host.pop("index")
-        counts, semantic = eval_step(variables, sharding.put_batch(host, mesh))
-        confusion += np.asarray(counts)
-        for row in (r for r, i in enumerate(index) if i in shown):
-            drawn[int(index[row])] = np.asarray(semantic[row])
-    return metrics.scores(confusion), confusion, drawn
-
-
-def report(
-    workdir: Path,
-    step: int,
-    scores: dict,
-    confusion: np.ndarray,
-    drawn: dict,
-    source: Any,
-    split: str,
-) -> None:
-    """Writes eval.json, per_class.csv, confusion.png and pictures/ of one evaluation."""
-    names = source.classes.names
-    per_class = {
-        n: {"IoU": i, "Acc": a} for n, i, a in zip(names, scores["IoU"], scores["Acc"], strict=True)
-    }
-    totals = {k: v for k, v in scores.items() if k not in ("IoU", "Acc")}
-    summary = {
-        "step": step,
-        "split": split,
-        "images": len(source),
-        **totals,
-        "per_class": per_class,
-    }
-    (workdir / "eval.json").write_text(json.dumps(summary, indent=2) + "\n")
-    with (workdir / "per_class.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["id", "name", "IoU", "Acc", "pixels"])
-        for i, name in enumerate(names):
-            values = (scores["IoU"][i], scores["Acc"][i])
-            shown = ["absent" if v is None else f"{v:.6f}" for v in values]
-            rows.writerow([i, name, *shown, int(confusion[i].sum())])
-    plots.confusion(confusion, names, workdir / "confusion.png")
-    pictures = workdir / "pictures"
-    pictures.mkdir(exist_ok=True)
-    for old in pictures.glob("[0-9]*_*.png"):
-        old.unlink()
-    for number, (i, prediction) in enumerate(sorted(drawn.items())):
-        example = source[i]
-        picture = strip(example["image"], example["label"], prediction, source.classes)
-        picture.save(pictures / f"{number}_{example['name']}.png")
-
-
-def table(scores: dict, classes: Classes) -> str:
-    """The scores as lines for people; a class that is nowhere is called absent."""
-    width = max(map(len, classes.names))
-    lines = [
-        f"  {name:{width}}  {'absent' if iou is None else f'{iou:.3f}'}"
-        for name, iou in zip(classes.names, scores["IoU"], strict=True)
+def check_classes(classes: Classes, names: tuple[str, ...], whose: str) -> None:
+    """Raises InputError where `names` are not those of the data set's classes, in their order."""
+    if tuple(names) == classes.names:
+        return
+    differing = [
+        f"{i} is {theirs!r} there and {ours!r} here"
+        for i, (theirs, ours) in enumerate(zip(names, classes.names, strict=False))
+        if theirs != ours
     ]
-    total = "  ".join(
-        f"{k} {scores[k]:.4f}" for k in ("mIoU", "mAcc", "aAcc") if scores[k] is not None
+    counts = f"{len(names)} classes there and {len(classes)} here"
+    raise InputError(
+        f"the classes of {whose} are not those of the data set: {(differing or [counts])[0]}. "
+        "Use the data set, or the table of classes, that it was made with"
     )
-    return "\n".join(["IoU of each class:", *lines, total])
+
+
+def evaluate(
+    eval_step: Callable,
+    variables: Any,
+    source: Any,
+    config: ConfigDict,
+    mesh: Mesh,
+    save: Callable[[str, np.ndarray], None] | None = None,
+) -> Evaluation:
+    """Every image of a source once, in batches of at most eval.buckets shapes.
+
+    save: called with the name and the prediction [h,w] of each image, in the first process.
+    Raises InputError for a source without images and for logits that are not finite.
+    """
+    if not len(source):
+        raise InputError("the split has no images: choose another")
+    sizes = [source.size(i) for i in range(len(source))]
+    fits = buckets(sizes, config.eval.buckets)
+    parts = sharding.batch_parts(mesh)
+    batches = pipeline.eval_batches(
+        source,
+        batch=-(-config.eval.batch // parts) * parts,
+        shapes=[fits[size] for size in sizes],
+        threads=config.data.threads,
+        process=(jax.process_index(), jax.process_count()),
+    )
+    many = min(config.eval.pictures, len(source))
+    shown = set(np.linspace(0, len(source) - 1, many, dtype=int).tolist())
+    totals, images, drawn, worst = {}, {}, {}, {}
+    for host in batches:
+        names = dict(zip(host["index"].tolist(), host.pop("name"), strict=True))
+        out = jax.device_get(eval_step(variables, sharding.put_batch(host, mesh)))
+        rows = {i: row for row, i in enumerate(out["index"].tolist()) if i >= 0}
+        names |= {i: source[i]["name"] for i in rows if i not in names}  # of other processes
+        broken = [names[i] for i, row in rows.items() if not out["finite"][row]]
+        if broken:
+            raise InputError(
+                f"the network's answer to {', '.join(broken)} is not finite (NaN or infinity): the "
+                "checkpoint or the image is broken, or train.compute_dtype too small for them"
+            )
+        for key, value in out["counts"].items():
+            totals[key] = totals.get(key, 0) + value.sum(axis=0, dtype=np.int64)
+        labels = {}
+        for i, row in rows.items():
+            height, width = sizes[i]
+            labels[i] = out["semantic"][row, :height, :width]
+            counts = {key: value[row] for key, value in out["counts"].items()}
+            images[i] = {"name": names[i], **image_scores(counts)}
+            if save and jax.process_index() == 0:
+                save(names[i], labels[i])
+        drawn |= {i: label.copy() for i, label in labels.items() if i in shown}
+        labels |= worst
+        scored = [(images[i]["mIoU"], i) for i in labels if images[i]["mIoU"] is not None]
+        worst = {i: labels[i].copy() for _, i in sorted(scored)[:many]}
+    images = [images[i] for i in sorted(images)]
+    return Evaluation(
+        scores=split_scores(totals, images),
+        confusion=totals["confusion"],
+        images=images,
+        drawn=drawn,
+        worst=worst,
+        sizes=len(fits),
+        shapes=len(set(fits.values())),
+    )
+
+
+def image_scores(counts: dict[str, np.ndarray]) -> dict[str, float | None]:
+    """mIoU, aAcc and, where boundaries were counted, BF of one image."""
+    scores = metrics.scores(counts["confusion"])
+    scores = {key: scores[key] for key in ("mIoU", "aAcc")}
+    return scores | ({"BF": boundary.image_f1(counts["contours"])} if "contours" in counts else {})
+
+
+def split_scores(totals: dict[str, np.ndarray], images: list[dict]) -> dict[str, Any]:
+    """The scores of the summed counts, and the means of the images' own."""
+    scores = metrics.scores(totals["confusion"])
+    for key in ("mIoU", "aAcc"):
+        scores[f"image_{key}"] = metrics.mean(image[key] for image in images)
+    if "bands" in totals:
+        scores |= boundary.scores(totals["bands"], totals["rings"])
+        scores["BF"] = metrics.mean(image["BF"] for image in images)
+    return scores
+
+
+class Saved:
+    """Saved predictions as a source: its images are the ids [h,w,1] that were predicted.
+
+    The files are FOLDER/NAME.png, as `eval --save_predictions` writes them, or of any other
+    origin: indexed or grey, pixel value = class id.
+    """
+
+    channels = 1
+
+    def __init__(self, folder: Path, source: Any):
+        """Raises InputError where the first prediction is missing or of other classes."""
+        self.folder, self.source, self.classes = folder, source, source.classes
+        self.size = source.size
+        if len(source):
+            note = json.loads(read_note(self._path(source[0]["name"])) or "{}")
+            self.step = note.get("step")
+            if "names" in note:
+                check_classes(self.classes, note["names"], str(folder))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict:
+        example = self.source[index]
+        path = self._path(example["name"])
+        found = read_label(path, {i: i for i in range(len(self.classes))})
+        if found.shape != example["label"].shape:
+            raise InputError(
+                f"prediction {path} is {found.shape} and its truth {example['label'].shape} "
+                "(height, width): they must be equal"
+            )
+        if (found == IGNORE).any():
+            raise InputError(f"prediction {path} holds {IGNORE}: needs a class for every pixel")
+        return {**example, "image": found[..., None]}
+
+    def _path(self, name: str) -> Path:
+        path = self.folder / f"{name}.png"
+        if not path.is_file():
+            raise InputError(
+                f"no prediction {path}: needs one PNG for each of the {len(self)} images, named "
+                "like them"
+            )
+        return path
+
+
+def rescore(config: ConfigDict, folder: Path, split: str | None = None) -> int:
+    """The verb `eval` on saved predictions, without a network: reports into their folder."""
+    split, mesh = split or config.data.eval_split, sharding.make_mesh(configs.default().mesh)
+    source = open_source(config, split)
+    saved = Saved(folder, source)
+
+    def infer(_: Any, image: jax.Array, *__: Any) -> dict[str, jax.Array]:
+        return {"semantic": image[..., 0].astype(jnp.int32), "finite": jnp.ones(len(image), bool)}
+
+    result = evaluate(make_eval_step(config, mesh, infer, edges=True), {}, saved, config, mesh)
+    report(folder, saved.step, result, source, split)
+    say(table(result.scores, source.classes))
+    say(f"{len(source)} predictions of {split}; details in {folder / 'eval.json'}")
+    return 0
+
+
+def saver(folder: Path, step: int, classes: Classes) -> Callable[[str, np.ndarray], None]:
+    """save(name, label): writes FOLDER/NAME.png, indexed, with the step and the classes inside."""
+    note = json.dumps({"step": step, "names": classes.names})
+    written = set()
+
+    def save(name: str, label: np.ndarray) -> None:
+        if name in written:
+            raise InputError(f"two images are named {name}: their predictions have no place")
+        written.add(name)
+        with replacing(folder / f"{name}.png") as file:
+            save_label(file, label, classes, note)
+
+    return save

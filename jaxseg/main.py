@@ -9,12 +9,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from jaxseg.errors import InputError, unknown
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
 
 
 class Verb(NamedTuple):
@@ -37,6 +34,23 @@ VERBS = {
         does="Labels images.",
         example="--workdir runs/quickstart --input photos/ cat.jpg --output labels/",
     ),
+    "check": Verb(
+        does="Reads all of a data set, counts classes and names what is wrong with it.",
+        example="--data my_folder",
+    ),
+    "pack": Verb(
+        does="Writes a data set as one of TensorFlow Datasets, in ArrayRecord files.",
+        example="--dataset my_folder --output packed",
+    ),
+    "browse": Verb(
+        does="Draws training examples, augmented, with their labels.",
+        example="--config experiments/quickstart.py --output sheet.png",
+    ),
+    "convert": Verb(
+        does="Makes a run of weights that another library trained.",
+        example="--source torchvision --arch deeplabv3_resnet101 --checkpoint weights.pth "
+        "--workdir runs/converted",
+    ),
     "describe": Verb(
         does="Tells parameters, multiply-accumulates, shapes and memory.",
         example="--config experiments/unet.py --size 572,572",
@@ -54,19 +68,77 @@ def parser(verb: str) -> Parser:
     does, example = VERBS[verb]
     prog = f"python -m jaxseg.main {verb}"
     p = Parser(prog, description=does, epilog=f"example: {prog} {example}", allow_abbrev=False)
-    if verb in ("train", "describe"):
-        p.add_argument("--config", metavar="FILE[:key=value,...]", required=verb == "train")
-    p.add_argument("--workdir", type=Path, metavar="DIR", required=verb != "describe")
+    if verb in ("train", "eval", "check", "browse", "describe"):
+        required = verb in ("train", "browse")
+        p.add_argument("--config", metavar="FILE[:key=value,...]", required=required)
+    if verb not in ("check", "pack", "browse"):
+        required = verb in ("train", "predict", "convert")
+        p.add_argument("--workdir", type=Path, metavar="DIR", required=required)
     if verb == "train":
         p.add_argument(
             "--dry_run", action="store_true", help="build everything, run one step, stop"
         )
     if verb == "eval":
         p.add_argument("--split", help="default: data.eval_split of the run")
+        p.add_argument(
+            "--save_predictions",
+            action="store_true",
+            help="also WORKDIR/predictions/SPLIT/NAME.png, indexed",
+        )
+        p.add_argument(
+            "--predictions",
+            type=Path,
+            metavar="DIR",
+            help="score these PNGs, without a network; the data set is that of --workdir or "
+            "--config, and the report goes into this folder",
+        )
     if verb == "predict":
-        p.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE_OR_FOLDER")
+        p.add_argument(
+            "--input",
+            type=Path,
+            nargs="+",
+            required=True,
+            metavar="FILE_OR_FOLDER",
+            help="also patterns, in quotes, such as 'photos/**/*.jpg'",
+        )
         p.add_argument("--output", type=Path, required=True, metavar="DIR")
         p.add_argument("--save_logits", action="store_true", help="also NAME.npz, float32 [H,W,K]")
+        p.add_argument(
+            "--save_probabilities",
+            action="store_true",
+            help="also NAME_probabilities.npz, float32 [H,W,K]",
+        )
+        p.add_argument(
+            "--legend", action="store_true", help="also legend.png, the classes' colours"
+        )
+        p.add_argument(
+            "--part", default="1/1", metavar="I/N", help="as the I-th of N processes, from 1"
+        )
+    if verb == "check":
+        p.add_argument("--data", metavar="NAME_OR_FOLDER", help="as data.dataset: all its splits")
+        p.add_argument("--json", action="store_true", help="one JSON object")
+    if verb == "pack":
+        p.add_argument("--dataset", required=True, metavar="NAME_OR_FOLDER", help="as data.dataset")
+        p.add_argument("--output", type=Path, required=True, metavar="DIR")
+        p.add_argument("--root", default="", metavar="DIR", help="as data.root")
+        p.add_argument("--name", default="", help="default: that of the data set")
+        p.add_argument("--splits", nargs="+", default=(), metavar="SPLIT", help="default: all")
+        p.add_argument("--channels", type=int, default=3, help="1 = grey, 3 = RGB, the default")
+        p.add_argument("--instances", action="store_true", help="objects too")
+    if verb == "browse":
+        p.add_argument("--output", type=Path, required=True, metavar="FILE.png")
+        p.add_argument("--count", type=int, default=16, metavar="N", help="examples, 16 by default")
+    if verb == "convert":
+        p.add_argument("--source", required=True, help="torchvision, smp, mmseg or timm")
+        p.add_argument("--arch", required=True, help="as the source calls it")
+        p.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+        p.add_argument(
+            "--num_classes",
+            type=int,
+            default=0,
+            help="default: the checkpoint's; another number makes a new classifier",
+        )
+        p.add_argument("--dataset", default="", help="whose classes they are")
     if verb == "describe":
         p.add_argument("--size", metavar="H,W", help="default: the training crop")
         p.add_argument("--json", action="store_true", help="one JSON object")
@@ -85,24 +157,6 @@ def help_text() -> str:
         "Every key that --config.a.b=value can set is explained in jaxseg/config.py.",
     ]
     return "\n".join(lines)
-
-
-def resolve(argument: str, overrides: list[tuple[str, str]]) -> "ConfigDict":
-    """The complete, locked, checked config of a file with its arguments and overrides."""
-    from jaxseg import config as configs
-    from jaxseg import models
-    from jaxseg.data import catalog
-
-    config = configs.load(argument)
-    # First of all the names: what they name has the keys and the defaults of the rest.
-    named = [pair for pair in overrides if pair[0] in ("model.name", "model.backbone.name")]
-    configs.override(config, named)
-    models.complete(config)
-    configs.override(config, overrides)
-    configs.check(config)
-    if not config.model.num_classes:
-        config.model.num_classes = len(catalog.classes(config.data.dataset, config.data.root))
-    return config
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -129,25 +183,62 @@ def run(argv: Sequence[str]) -> int:
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
     args = parser(verb).parse_args(rest)
-    if overrides and not getattr(args, "config", None):
-        raise InputError(
-            f"--config.{overrides[0][0]} needs --config FILE: {verb} uses the run's own config"
-        )
+    if not getattr(args, "config", None):
+        for key, _ in overrides:
+            if verb not in ("eval", "predict") or not key.startswith("eval."):
+                raise InputError(
+                    f"--config.{key} needs --config FILE: {verb} uses the run's own config"
+                    + (", in which eval.* can be set" if verb in ("eval", "predict") else "")
+                )
 
     # A word less from the compiler's C++ side; errors still show.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from jaxseg.experiment import resolve
+
     if verb == "train":
         from jaxseg.train import train
 
         return train(resolve(args.config, overrides), args.workdir, args.dry_run)
     if verb == "eval":
-        from jaxseg.train import score
-
-        return score(args.workdir, args.split)
+        return evaluate(args, overrides)
     if verb == "predict":
-        from jaxseg.predict import predict
+        from jaxseg.predict import Formats, predict
 
-        return predict(args.workdir, args.input, args.output, args.save_logits)
+        formats = Formats(args.save_logits, args.save_probabilities)
+        part = parse_part(args.part)
+        return predict(args.workdir, args.input, args.output, formats, args.legend, part, overrides)
+    if verb == "check":
+        from jaxseg.check import check
+
+        if (args.config is None) == (args.data is None):
+            raise InputError("check needs --config FILE or --data NAME_OR_FOLDER, one of them")
+        if args.data:
+            return check(args.data, [], as_json=args.json)
+        data = resolve(args.config, overrides).data
+        splits = list(dict.fromkeys([data.train_split, data.eval_split]))
+        return check(data.dataset, splits, data.root, data.channels, args.json)
+
+    if verb == "pack":
+        from jaxseg.pack import pack
+
+        return pack(
+            args.dataset,
+            args.output,
+            name=args.name,
+            chosen=args.splits,
+            root=args.root,
+            channels=args.channels,
+            instances=args.instances,
+        )
+    if verb == "browse":
+        from jaxseg.browse import browse
+
+        return browse(resolve(args.config, overrides), args.output, args.count)
+    if verb == "convert":
+        from jaxseg.convert import convert
+
+        names = (args.source, args.arch, args.checkpoint, args.workdir)
+        return convert(*names, args.num_classes, args.dataset)
 
     from jaxseg.describe import describe
 
@@ -155,6 +246,42 @@ def run(argv: Sequence[str]) -> int:
         raise InputError("describe needs --config FILE or --workdir DIR, one of them")
     config = resolve(args.config, overrides) if args.config else None
     return describe(config, args.workdir, parse_size(args.size), args.json)
+
+
+def evaluate(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    """The verb `eval`: of a run, or of saved predictions."""
+    if args.predictions is None:
+        if args.workdir is None or args.config:
+            raise InputError("eval needs --workdir DIR, or --predictions DIR of labels to score")
+        from jaxseg.train import score
+
+        return score(args.workdir, args.split, args.save_predictions, overrides)
+
+    from jaxseg.config import override
+    from jaxseg.evaluate import rescore
+    from jaxseg.experiment import resolve
+    from jaxseg.workdir import load_config
+
+    if (args.config is None) == (args.workdir is None):
+        raise InputError(
+            "eval --predictions needs --workdir DIR or --config FILE, one of them: for the data set"
+        )
+    if args.config:
+        return rescore(resolve(args.config, overrides), args.predictions, args.split)
+    config = load_config(args.workdir)
+    override(config, overrides)
+    return rescore(config, args.predictions, args.split)
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """ "I/N" as (i, n). Raises InputError unless 1 <= i <= n."""
+    try:
+        index, count = (int(n) for n in text.split("/"))
+        if not 1 <= index <= count:
+            raise ValueError
+    except ValueError:
+        raise InputError(f"--part {text}: needs I/N with 1 <= I <= N, such as 1/4") from None
+    return index, count
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -13,11 +13,14 @@ from jaxseg.errors import InputError
 
 
 def schedule(optim: ConfigDict, steps: int) -> Callable[[jax.Array], jax.Array]:
-    """step -> learning rate: linear warm-up, poly decay to min_lr (ParseNet, Liu et al. 2015)."""
+    """step -> learning rate: linear warm-up, poly decay to min_lr (ParseNet, Liu et al. 2015), and
+    a drop at each of `drops`."""
 
     def lr(step: jax.Array) -> jax.Array:
         rest = jnp.clip(1 - step / steps, 0.0, 1.0)
         decayed = (optim.lr - optim.min_lr) * rest**optim.power + optim.min_lr
+        for drop in optim.drops:
+            decayed *= jnp.where(step >= drop, optim.drop_factor, 1.0)
         return decayed * jnp.minimum(1.0, (step + 1) / max(optim.warmup, 1))
 
     return lr
@@ -63,7 +66,8 @@ def multipliers(optim: ConfigDict, params: Any) -> Any:
 
 def make_optimizer(optim: ConfigDict, steps: int, params: Any) -> optax.GradientTransformation:
     """The optax chain for `params` (arrays or shapes); gradients in, updates out."""
-    decayed = jax.tree.map(lambda p: p.ndim > 1, params)  # biases and norm parameters are vectors
+    # Biases and norm parameters are vectors.
+    decayed = jax.tree.map(lambda p: optim.decay_all or p.ndim > 1, params)
     decay = optax.add_decayed_weights(optim.weight_decay, mask=decayed)
     if optim.name == "sgd":
         rule = (decay, optax.trace(optim.momentum))

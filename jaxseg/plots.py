@@ -1,4 +1,4 @@
-"""Curves and the confusion matrix as PNG files, by matplotlib, without a screen."""
+"""Curves, trimaps and confusion matrices as PNG files, by matplotlib, without a screen."""
 
 import json
 from collections.abc import Sequence
@@ -53,4 +53,15 @@ def confusion(matrix: np.ndarray, names: Sequence[str], picture: Path) -> None:
             axes.text(
                 j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour
             )
+    figure.savefig(picture)
+
+
+def trimap(widths: Sequence[int], values: Sequence[float | None], picture: Path) -> None:
+    """mIoU of the pixels near a boundary against the width of that band in pixels."""
+    figure = _figure(5.2, 3.6)
+    axes = figure.subplots()
+    values = [float("nan") if value is None else 100 * value for value in values]
+    axes.plot(widths, values, marker="o", markersize=3)
+    axes.set(title="trimap", xlabel="width of the band, pixels", ylabel="mIoU, %", xlim=(0, None))
+    axes.grid(alpha=0.3)
     figure.savefig(picture)

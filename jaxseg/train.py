@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,21 @@ from ml_collections import ConfigDict
 
 from jaxseg import checkpoint, models, plots, sharding
 from jaxseg import config as configs
-from jaxseg.data import pipeline
+from jaxseg.data import catalog, pipeline
+from jaxseg.data.sources import SkipBad
 from jaxseg.errors import InputError
-from jaxseg.evaluate import cast, evaluate, make_eval_step, open_source, report, table
+from jaxseg.evaluate import evaluate, make_eval_step, open_source, saver
+from jaxseg.inference import cast
 from jaxseg.log import Log, say
+from jaxseg.ops.augment import augment
 from jaxseg.ops.image import normalise
-from jaxseg.optim import make_optimizer, path_of, schedule
+from jaxseg.optim import make_optimizer, schedule
+from jaxseg.pretrained import filled, flat, load_backbone
+from jaxseg.report import report, table
 from jaxseg.workdir import load_config, prepare
 
+# The keys of config.data that the device obeys where it augments.
+ON_DEVICE = ("crop", "mean", "scale", "scale_step", "flip", "flip_vertical", "photometric")
 STOPPED = 42  # exit code of a run that a signal stopped after it saved its step
 
 
@@ -37,11 +44,15 @@ class TrainState:
     params: Any  # float32
     batch_stats: Any  # running statistics of the norms
     opt_state: Any
-    ema: Any  # moving average of the params; empty where train.ema is 0
+    ema: Any  # moving averages of params and batch_stats; empty where train.ema is 0
 
     def variables(self) -> dict[str, Any]:
         """What `Model.apply` takes to evaluate."""
-        return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+
+    def holding(self, variables: dict[str, Any]) -> "TrainState":
+        """The state with these variables, its moving averages at the same values."""
+        return self.replace(**variables, ema=jax.tree.map(jnp.copy, variables) if self.ema else {})
 
 
 def init_state(
@@ -50,13 +61,13 @@ def init_state(
     """A fresh state from config.train.seed. Trace it with jax.eval_shape for its shapes."""
     image = jnp.zeros((1, *config.data.crop, config.data.channels))
     variables = model.init(jax.random.key(config.train.seed), image, train=False)
-    params = variables["params"]
+    variables = {"batch_stats": {}, **variables}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=tx.init(params),
-        ema=jax.tree.map(jnp.copy, params) if config.train.ema else {},
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=tx.init(variables["params"]),
+        ema=jax.tree.map(jnp.copy, variables) if config.train.ema else {},
     )
 
 
@@ -92,6 +103,7 @@ def train_step(
         )
         return batch_stats, (grads, logs)
 
+    batch = augment_batch(batch, state.step, config)
     parts = config.train.accumulate
     rng = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
     if parts == 1:
@@ -107,17 +119,26 @@ def train_step(
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = (
-        optax.incremental_update(params, state.ema, 1 - config.train.ema)
-        if config.train.ema
-        else {}
-    )
+    new = TrainState(state.step + 1, params, batch_stats, opt_state, ema={})
+    if config.train.ema:
+        averaged = optax.incremental_update(new.variables(), state.ema, 1 - config.train.ema)
+        new = new.replace(ema=averaged)
     norm = optax.tree.norm(grads)
-    new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
     finite = jnp.isfinite(logs["loss"]) & jnp.isfinite(norm)
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state).replace(step=new.step)
     lr = schedule(config.optim, config.train.steps)(state.step)
     return kept, {**logs, "lr": lr, "grad_norm": norm}
+
+
+def augment_batch(batch: dict[str, jax.Array], step: jax.Array, config: ConfigDict) -> dict:
+    """The batch of that step as the network sees it: what the host left to do is done here.
+
+    It depends on train.seed, the step and the examples' places in the batch alone.
+    """
+    if config.data.augment_on == "host":
+        return batch
+    rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.train.seed), step), 0)
+    return augment(batch, rng, **{key: config.data[key] for key in ON_DEVICE})
 
 
 def build(config: ConfigDict, mesh: Mesh) -> tuple[TrainState, Callable, Callable]:
@@ -191,8 +212,10 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
     mesh = sharding.make_mesh(config.mesh)
     check_sizes(config, mesh)
     source = open_source(config, config.data.train_split)
+    source = SkipBad(source) if config.data.on_bad_example == "skip" else source
     validation = open_source(config, config.data.eval_split)
     target, init, step_function = build(config, mesh)
+    eval_step = make_eval_step(config, mesh)
     if not dry_run:
         prepare(config, workdir, validation.classes)
     state, start = (None, 0) if dry_run else resume(workdir, target)
@@ -200,9 +223,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
         say(f"{workdir} is finished, at step {start}: `eval` scores it again, `predict` uses it")
         return 0
     if state is None:
-        state = init()
-        if config.init.workdir:
-            state = state.replace(params=warm_start(config, state.params))
+        state = start_from(config, init())
     count = sum(x.size for x in jax.tree.leaves(state.params))
     say(
         f"{config.model.name} on {config.data.dataset}: {count:,} parameters, "
@@ -224,7 +245,6 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
         say(f"dry run: one step, loss {float(logs['loss']):.4f}")
         return 0
 
-    eval_step = make_eval_step(config, mesh)
     every, last = config.train, config.train.steps
     log, logs = Log(workdir, start, last, config.train.batch), None
     with checkpoint.manager(workdir, every.keep) as manager, log, stop_signals() as stopped:
@@ -240,12 +260,10 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
                     checkpoint.save(manager, step, state)
             if step == last or due(step, every.eval_every):
                 with log.paused():
-                    scores, *details = evaluate(
-                        eval_step, state.variables(), validation, config, mesh
-                    )
-                    log.eval(step, scores)
+                    result = evaluate(eval_step, state.variables(), validation, config, mesh)
+                    log.eval(step, result.scores)
                     if jax.process_index() == 0:
-                        report(workdir, step, scores, *details, validation, config.data.eval_split)
+                        report(workdir, step, result, validation, config.data.eval_split)
                         plots.curves(log.path, workdir / "curves.png")
             if stopped and step < last:
                 say(
@@ -253,7 +271,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
                     "the same command goes on from there"
                 )
                 return STOPPED
-    say(table(scores, validation.classes))
+    say(table(result.scores, validation.classes))
     say(f"pictures in {workdir / 'pictures'}, curves in {workdir / 'curves.png'}")
     return 0
 
@@ -293,53 +311,75 @@ def stop_signals() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def warm_start(config: ConfigDict, params: Any) -> Any:
-    """`params` with the values of init.workdir's newest checkpoint where path and shape agree.
+def start_from(config: ConfigDict, state: TrainState) -> TrainState:
+    """A fresh state with the weights that config.init names."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    if config.init.backbone:
+        name = config.model.backbone.name if "backbone" in config.model else ""
+        variables = load_backbone(Path(config.init.backbone), name, variables)
+    if config.init.workdir:
+        variables = warm_start(Path(config.init.workdir), variables)
+    return state.holding(variables)
+
+
+def warm_start(workdir: Path, variables: Any) -> Any:
+    """`variables` with those of the run's newest checkpoint where path and shape agree.
 
     Says what was taken and what is new. Raises InputError where nothing agrees.
     """
-    other = Path(config.init.workdir)
-    loaded = load_variables(other)[2]["params"]
-    have = {path_of(k): v for k, v in jax.tree_util.tree_leaves_with_path(loaded)}
-    fresh = []
-
-    def take(keys: tuple, mine: jax.Array) -> jax.Array:
-        theirs = have.get(path_of(keys))
-        if theirs is None or theirs.shape != mine.shape:
-            fresh.append(path_of(keys))
-            return mine
-        return jax.device_put(theirs, mine.sharding)
-
-    merged = jax.tree_util.tree_map_with_path(take, params)
-    total = len(jax.tree.leaves(params))
-    if len(fresh) == total:
-        raise InputError(f"init.workdir {other}: none of its parameters fits this network")
-    say(
-        f"{total - len(fresh)} of {total} parameter arrays from {other}; "
-        f"new: {', '.join(fresh) or 'none'}"
-    )
-    return merged
+    have, mine = flat(load_variables(workdir)[2]), flat(variables)
+    taken = {k: v for k, v in have.items() if k in mine and mine[k].shape == v.shape}
+    fresh = [key.removeprefix("params/") for key in mine if key not in taken]
+    if not taken:
+        raise InputError(f"init.workdir {workdir}: none of its parameters fits this network")
+    say(f"{len(taken)} of {len(mine)} arrays from {workdir}; new: {', '.join(fresh) or 'none'}")
+    return filled(variables, taken)
 
 
-def score(workdir: Path, split: str | None = None) -> int:
-    """The verb `eval`: scores a run on a split (default: its validation split) and reports it."""
-    config, mesh, variables, step, _ = load_variables(workdir)
+def score(
+    workdir: Path,
+    split: str | None = None,
+    save: bool = False,
+    overrides: Sequence[tuple[str, str]] = (),
+) -> int:
+    """The verb `eval`: scores a run on a split (default: its validation split) and reports it.
+
+    save: also the predictions, as WORKDIR/predictions/SPLIT/NAME.png. overrides: of the run's
+    config, (dotted key, text).
+    """
+    config, mesh, variables, step, _ = load_variables(workdir, overrides)
     split = split or config.data.eval_split
-    source = open_source(config, split)
-    scores, *details = evaluate(make_eval_step(config, mesh), variables, source, config, mesh)
+    source = open_source(config, split, catalog.read_classes(workdir / "classes.json"))
+    folder = workdir / "predictions" / split
+    result = evaluate(
+        make_eval_step(config, mesh, edges=True),
+        variables,
+        source,
+        config,
+        mesh,
+        saver(folder, step, source.classes) if save else None,
+    )
     if jax.process_index() == 0:
-        report(workdir, step, scores, *details, source, split)
-    say(table(scores, source.classes))
-    say(f"step {step}, {len(source)} images of {split}; details in {workdir / 'eval.json'}")
+        report(workdir, step, result, source, split)
+    say(table(result.scores, source.classes))
+    say(
+        f"step {step}, {len(source)} images of {split} (sizes: {result.sizes}, compilations: "
+        f"{result.shapes}); details in {workdir / 'eval.json'}"
+        + (f", predictions in {folder}" if save else "")
+    )
     return 0
 
 
-def load_variables(workdir: Path) -> tuple[ConfigDict, Mesh, Any, int, str]:
+def load_variables(
+    workdir: Path, overrides: Sequence[tuple[str, str]] = ()
+) -> tuple[ConfigDict, Mesh, Any, int, str]:
     """(config, mesh, variables to evaluate, step, fingerprint) of a run's newest good checkpoint.
 
-    The mesh is of the devices here, whatever the run was trained on.
+    The mesh is of the devices here, whatever the run was trained on. overrides: of its config.
     """
     config = load_config(workdir)
+    configs.override(config, overrides)
+    configs.check(config)
     if not checkpoint.exists(workdir):
         raise InputError(f"no checkpoint in {workdir / 'checkpoints'} yet: train the run first")
     mesh = sharding.make_mesh(configs.default().mesh)

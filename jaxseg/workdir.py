@@ -1,9 +1,12 @@
 """The folder of a run: what it remembers of itself, all in plain files."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,10 @@ from ml_collections import ConfigDict
 
 from jaxseg import checkpoint
 from jaxseg import config as configs
-from jaxseg.data import catalog
+from jaxseg.data import catalog, pixels
 from jaxseg.data.colours import Classes
 from jaxseg.errors import InputError
+from jaxseg.log import say
 
 # A resumed run may change how it looks at itself and where it runs, not what it computes.
 FREE = ("data.root", "data.threads", "data.workers", "eval.", "mesh.", "train.log_every")
@@ -37,6 +41,7 @@ def prepare(config: ConfigDict, workdir: Path, classes: Classes) -> None:
                 f"{workdir} holds a run of another config:\n  " + "\n  ".join(changed) + "\n"
                 "Use another --workdir, or the same values to resume it."
             )
+        warn_of_backend(workdir)
     if jax.process_index():
         return
     try:
@@ -46,6 +51,17 @@ def prepare(config: ConfigDict, workdir: Path, classes: Classes) -> None:
         raise InputError(f"cannot write to workdir {workdir}: {error.strerror}") from error
     catalog.write_classes(workdir / "classes.json", classes)
     (workdir / "env.json").write_text(json.dumps(environment(), indent=2) + "\n")
+
+
+def warn_of_backend(workdir: Path) -> None:
+    """Says where the run was augmented by another library, which rounds differently."""
+    path = workdir / "env.json"
+    before = json.loads(path.read_text()).get("augmentation") if path.is_file() else None
+    if before not in (None, pixels.BACKEND):
+        say(
+            f"warning: this run was augmented with {before} and goes on with {pixels.BACKEND}, "
+            "which rounds differently: it will not end with the same bits"
+        )
 
 
 def environment() -> dict[str, Any]:
@@ -68,6 +84,7 @@ def environment() -> dict[str, Any]:
         commit = None
     return {
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "augmentation": pixels.BACKEND,
         "commit": commit,
         "platform": platform.platform(),
         "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
@@ -83,6 +100,22 @@ def load_config(workdir: Path) -> ConfigDict:
             f"no run in {workdir}: {path} is missing. Train one with --workdir {workdir}"
         )
     try:
-        return configs.from_json(path.read_text())
+        config = configs.from_json(path.read_text())
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged: {error}. Use another workdir") from error
+    for section, defaults in configs.default().items():  # keys younger than the run
+        with config[section].unlocked():
+            config[section].update({k: v for k, v in defaults.items() if k not in config[section]})
+    return config
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write; it takes that name once it is whole, and never before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield written
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs jaxseg with its development tools into .venv and runs the tests: lint, then pytest with the
-# arguments given. JAXSEG_DATA names a folder of data sets; without it the tests on real data skip.
+# arguments given (--all: the slow ones too). JAXSEG_DATA names a folder of data sets; without it the
+# tests on real data skip.
 EXTRAS=dev
 . "$(dirname "$0")/venv.sh"
 ruff check .

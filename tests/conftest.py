@@ -24,6 +24,18 @@ from jaxseg.data.colours import Classes, save_label, voc_palette  # noqa: E402
 from jaxseg.data.sources import Shapes  # noqa: E402
 from jaxseg.train import train  # noqa: E402
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="also the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--all"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: runs with --all"))
+
+
 FEW_SCENES = {"train": (0, 16), "val": (1, 8), "test": (2, 8)}  # seed, number of scenes
 
 

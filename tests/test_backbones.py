@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxseg import backbones
-from jaxseg.backbones.layers import ConvNorm, Norm, UpConv, stage_strides
+from jaxseg.backbones.layers import Conv, ConvNorm, Norm, UpConv, stage_strides
 from jaxseg.errors import InputError
 
 
@@ -90,14 +90,121 @@ def test_multi_grid_multiplies_the_rates_of_the_last_stage():
 
     def note(run, args, kwargs, context):
         if isinstance(context.module, ConvNorm) and context.method_name == "__call__":
-            rates.append((context.module.path[-2:], context.module.rate))
+            rates.append(("/".join(context.module.path), context.module.rate))
         return run(*args, **kwargs)
 
     with nn.intercept_methods(note):
         shapes(backbones.find("resnet50")(output_stride=16, multi_grid=(1, 2, 4)))
     found = dict(rates)
-    assert [found[(f"conv5_{b}", "conv2")] for b in (1, 2, 3)] == [2, 4, 8]
-    assert found[("conv4_6", "conv2")] == 1
+    assert [found[f"conv5/unit{unit}/conv2"] for unit in (1, 2, 3)] == [2, 4, 8]
+    assert found["conv4/unit6/conv2"] == 1
+
+
+def audit(net):
+    """name -> (stride, rate) of every convolution with a window, in order."""
+    found = {}
+
+    def note(run, args, kwargs, context):
+        module = context.module
+        if isinstance(module, Conv) and context.method_name == "__call__":
+            if module.kernel > 1 or module.stride > 1:
+                found["/".join(module.path).removesuffix("/conv")] = (module.stride, module.rate)
+        return run(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        shapes(net)
+    return found
+
+
+UNITS = {2: 3, 3: 4, 4: 6, 5: 3}  # of a ResNet-50
+# (stride, rate) of each 3x3 convolution of conv3, conv4, conv5 where it is not (1, 1). Facts: the
+# authors' code of each network.
+AUDIT = [
+    ("pytorch", False, 32, {"3/1": (2, 1), "4/1": (2, 1), "5/1": (2, 1)}),
+    ("pytorch", False, 16, {"3/1": (2, 1), "4/1": (2, 1), "5/*": (1, 2)}),
+    ("pytorch", False, 8, {"3/1": (2, 1), "4/*": (1, 2), "5/*": (1, 4)}),
+    ("pytorch", True, 16, {"3/1": (2, 1), "4/1": (2, 1), "5/2": (1, 2), "5/3": (1, 2)}),
+    (
+        "pytorch",
+        True,
+        8,
+        {"3/1": (2, 1), "4/*": (1, 2), "4/1": (1, 1), "5/*": (1, 4), "5/1": (1, 2)},
+    ),
+    ("tensorflow", False, 32, {"2/3": (2, 1), "3/4": (2, 1), "4/6": (2, 1)}),
+    ("tensorflow", False, 16, {"2/3": (2, 1), "3/4": (2, 1), "5/*": (1, 2)}),
+    ("tensorflow", False, 8, {"2/3": (2, 1), "4/*": (1, 2), "5/*": (1, 4)}),
+    ("caffe", False, 32, {}),
+    ("caffe", False, 8, {"4/*": (1, 2), "5/*": (1, 4)}),
+]
+
+
+@pytest.mark.parametrize(("strides", "contract", "output_stride", "special"), AUDIT)
+def test_every_convolution_has_the_conventions_stride_and_rate(
+    strides, contract, output_stride, special
+):
+    options = {"strides": strides, "contract": contract, "output_stride": output_stride}
+    found = audit(backbones.find("resnet50")(**options))
+    expected = {}
+    for stage, units in UNITS.items():
+        for unit in range(1, units + 1):
+            both = special.get(f"{stage}/*", (1, 1))
+            expected[f"conv{stage}/unit{unit}/conv2"] = special.get(f"{stage}/{unit}", both)
+    assert {k: v for k, v in found.items() if k.endswith("conv2")} == expected
+    first = {k for k, (stride, _) in found.items() if k.endswith("conv1") and stride == 2}
+    strided = [stage for stage in (3, 4, 5) if output_stride >= 2**stage]
+    wanted = {f"conv{stage}/unit1/conv1" for stage in strided} if strides == "caffe" else set()
+    assert first == wanted  # Caffe's stride sits in the first 1x1 convolution
+
+
+def test_an_absolute_grid_replaces_the_rates():
+    net = backbones.find("resnet50")(output_stride=16, multi_grid=(1, 2, 4), absolute_grid=True)
+    found = audit(net)
+    assert [found[f"conv5/unit{unit}/conv2"][1] for unit in (1, 2, 3)] == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "expected"),
+    [(32, (2, 1, 1)), (16, (1, 1, 2)), (8, (1, 2, 4))],
+)
+def test_xceptions_removed_strides_dilate_what_comes_after(output_stride, expected):
+    """(stride of exit1, its rate, rate of exit2): the authors' code."""
+    found = audit(backbones.find("xception65")(output_stride=output_stride))
+    stride, rate = found["exit1/separable3/depthwise"]
+    assert (stride, rate, found["exit2/separable1/depthwise"][1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("xception41", 24_920_560),
+        ("xception65", 37_867_312),
+        ("xception71", 40_289_736),
+        ("mobilenetv2", 3_504_872 - 1_281_000 - 1_280 * (320 + 2)),  # less the last two layers
+        ("mobilenetv3_large", 2_971_952),
+    ],
+)
+def test_light_backbones_have_the_published_number_of_parameters(name, parameters):
+    outputs, variables = shapes(backbones.find(name)())
+    assert count(variables["params"]) == parameters
+    for level in range(1, 6):
+        assert outputs[f"c{level}"].shape[1:3] == (-(-65 // 2**level), -(-97 // 2**level))
+
+
+def test_v1d_pools_before_the_shortcut_and_counts_as_v1c():
+    net = {stem: backbones.find("resnet50")(stem=stem) for stem in ("v1c", "v1d")}
+    assert count(shapes(net["v1c"])[1]["params"]) == count(shapes(net["v1d"])[1]["params"])
+    strided = [name for name, (stride, _) in audit(net["v1d"]).items() if stride == 2]
+    assert not [name for name in strided if "shortcut" in name]
+
+
+def test_a_choice_that_a_backbone_does_not_have_is_refused():
+    for name, field in {
+        "resnet50": {"strides": "torch"},
+        "xception65": {"output_stride": 7},
+        "mobilenetv2": {"output_stride": 12},
+    }.items():
+        with pytest.raises(InputError, match="backbone"):
+            shapes(backbones.find(name)(**field))
 
 
 def test_an_unknown_backbone_is_refused_with_the_nearest_name():

@@ -11,6 +11,8 @@ from jaxseg.data.colours import (
     colourise,
     legend,
     overlay,
+    read_note,
+    rgb,
     save_label,
     strip,
     voc_palette,
@@ -115,3 +117,20 @@ def test_a_legend_shows_the_colours_of_its_classes_and_of_ignore():
 def test_a_narrow_legend_has_a_row_for_each_class():
     one, three = legend(TABLE, [0], width=20), legend(TABLE, [0, 1, 2], width=20)
     assert three.height - one.height == 2 * 18
+
+
+def test_images_of_any_channels_and_numbers_are_shown():
+    image = np.arange(2 * 2 * 5, dtype=np.uint8).reshape(2, 2, 5)
+    np.testing.assert_array_equal(rgb(image), image[..., :3])
+    for channels in (1, 2):
+        grey = rgb(image[..., :channels])
+        np.testing.assert_array_equal(grey, np.repeat(image[..., :1], 3, axis=2))
+    fine = np.array([[[-0.3, 254.6, 255.2]]], np.float32)
+    assert rgb(fine).dtype == np.uint8 and rgb(fine).tolist() == [[[0, 255, 255]]]
+
+
+def test_a_note_is_kept_in_the_file(tmp_path):
+    save_label(tmp_path / "label.png", LABEL, TABLE, '{"names": ["Stra\\u00dfe"]}')
+    assert read_note(tmp_path / "label.png") == '{"names": ["Stra\\u00dfe"]}'
+    save_label(tmp_path / "label.png", LABEL, TABLE)
+    assert read_note(tmp_path / "label.png") == ""

@@ -268,7 +268,7 @@ def test_override_sets_values_not_sections():
         ("data.scale", (0.0, 1.0)),
         ("data.scale", (1.0,)),
         ("data.scale", ("a", 1.0)),
-        ("data.channels", 2),
+        ("data.channels", 0),
         ("data.mean", (0.0,)),
         ("data.mean", ("a", 0.0, 0.0)),
         ("data.std", (1.0, 1.0)),
@@ -276,6 +276,7 @@ def test_override_sets_values_not_sections():
         ("data.std", (1.0, float("nan"), 1.0)),
         ("data.threads", 0),
         ("data.workers", -1),
+        ("data.on_bad_example", "ignore"),
         ("optim.name", "adam"),
         ("optim.lr", 0.0),
         ("optim.lr", -1.0),
@@ -287,9 +288,26 @@ def test_override_sets_values_not_sections():
         ("optim.betas", (0.9,)),
         ("optim.betas", (0.9, 1.0)),
         ("optim.betas", (0.9, "x")),
+        ("data.resize", (2048,)),
+        ("data.resize", (2048, 0)),
+        ("data.resize", (2048.0, 512.0)),
+        ("data.scale_step", -0.25),
+        ("data.cat_max_ratio", 0.0),
+        ("data.cat_max_ratio", 1.1),
+        ("data.rotate", -1.0),
+        ("data.rotate", 181.0),
+        ("data.elastic", -1.0),
+        ("data.copy_paste", 1.5),
+        ("data.blur", -0.1),
+        ("data.transform", "my_transforms"),
+        ("data.transform", "my_transforms:f()"),
+        ("data.augment_on", "gpu"),
         ("optim.weight_decay", -1.0),
         ("optim.clip", -1.0),
         ("optim.warmup", -1),
+        ("optim.drops", (0,)),
+        ("optim.drops", (2000.0,)),
+        ("optim.drop_factor", 0.0),
         ("optim.power", -1.0),
         ("train.steps", 0),
         ("train.steps", None),
@@ -307,7 +325,17 @@ def test_override_sets_values_not_sections():
         ("train.ema", -0.1),
         ("train.compute_dtype", "float16"),
         ("eval.batch", 0),
-        ("eval.scale", 0.0),
+        ("eval.buckets", 0),
+        ("eval.scales", ()),
+        ("eval.scales", (1.0, 0.0)),
+        ("eval.scales", ("1",)),
+        ("eval.mode", "sliding"),
+        ("eval.crop", (512,)),
+        ("eval.crop", (-1, 512)),
+        ("eval.stride", (1.5, 2)),
+        ("eval.blend", "linear"),
+        ("eval.average", "logit"),
+        ("eval.output_stride", -8),
         ("eval.pictures", -1),
     ],
 )
@@ -333,6 +361,8 @@ def test_check_refuses_what_no_run_could_use(key, value):
         ("train.seed", 2**32 - 1),
         ("train.eval_every", 0),
         ("eval.pictures", 0),
+        ("eval.scales", (0.5, 1, 1.75)),
+        ("eval.crop", (0, 713)),
     ],
 )
 def test_check_accepts_the_edges(key, value):
@@ -340,6 +370,20 @@ def test_check_accepts_the_edges(key, value):
     section, name = key.split(".")
     config[section][name] = value
     configs.check(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("rotate", 10.0), ("elastic", 10.0), ("quarter_turns", True), ("blur", 0.5)]
+    + [("copy_paste", 0.5), ("cat_max_ratio", 0.75)],
+)
+def test_check_refuses_on_the_device_what_only_the_host_does(key, value):
+    config = configs.default()
+    config.data[key] = value
+    configs.check(config)
+    config.data.augment_on = "device"
+    with pytest.raises(InputError, match=f"data.{key} is .* data.augment_on is device"):
+        configs.check(config)
 
 
 def test_json_round_trip_is_equal_with_its_tuples():
@@ -371,7 +415,7 @@ def test_complete_adds_the_defaults_of_the_paper():
     assert config.model.padding == "same"
     assert config.model.widths == (64, 128, 256, 512, 1024)
     assert config.model.norm.kind == "none"
-    assert config.loss.class_weights == ()
+    assert config.loss.pixel.class_weights == ()
 
 
 def test_complete_takes_what_a_backbone_is_from_its_name():
@@ -387,7 +431,7 @@ def test_complete_takes_what_a_backbone_is_from_its_name():
         ("model", {"name": "unett"}, "unett", "unet"),
         ("model", {"widhts": (4, 8)}, "widhts", "widths"),
         ("model", {"norm": {"knd": "batch"}}, "knd", "kind"),
-        ("loss", {"class_weight": (1.0,)}, "class_weight", "class_weights"),
+        ("loss", {"pixel": {"class_weight": (1.0,)}}, "class_weight", "class_weights"),
     ],
 )
 def test_complete_refuses_unknown_keys(section, value, wrong, near):

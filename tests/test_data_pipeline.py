@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ from ml_collections import ConfigDict
 
 from jaxseg.config import default
 from jaxseg.data import pipeline
+from jaxseg.data.borders import border_weights
 from jaxseg.data.colours import IGNORE
 from jaxseg.errors import InputError
 
+KEYS = ("image", "label", "valid", "size", "index", "name")
 SIZES = [(12, 16), (20, 9), (12, 16), (12, 16), (7, 7), (20, 9), (12, 16)]
 
 
@@ -74,6 +78,13 @@ def test_a_training_batch_has_its_keys_shapes_and_types():
         assert item["valid"].shape == (4,) and item["valid"].dtype == bool and item["valid"].all()
 
 
+def test_a_border_weight_adds_the_map_of_the_augmented_label():
+    (item,) = _first(1, data=_data(border_weight=10.0, border_class=3))
+    assert item["weight"].shape == item["label"].shape and item["weight"].dtype == np.float32
+    for label, weight in zip(item["label"], item["weight"], strict=True):
+        np.testing.assert_array_equal(weight, border_weights(label, 3, 10.0, 5.0))
+
+
 def test_label_and_image_of_a_batch_are_of_one_example():
     data = _data()
     data.crop = (20, 24)
@@ -120,6 +131,24 @@ def test_the_stream_is_the_same_from_a_worker_process():
     _assert_equal(_first(5, data=_data(**fields)), _first(5, data=_data(workers=1, **fields)))
 
 
+@pytest.mark.slow
+def test_the_stream_is_the_same_for_any_number_of_workers_and_processes():
+    fields = {"scale": (0.5, 2.0), "photometric": True, "rotate": 10.0, "elastic": 2.0}
+    whole = _first(4, data=_data(**fields))
+    for workers, count in ((1, 1), (2, 1), (4, 1), (0, 2), (0, 4), (2, 2)):
+        data = _data(workers=workers, **fields)
+        parts = [_first(4, data=data, process=(p, count)) for p in range(count)]
+        _assert_joined(whole, parts)
+
+
+def _assert_joined(whole: list[dict], parts: list[list[dict]]) -> None:
+    """The shares of the processes, dealt one by one, are the batches of a single one."""
+    for one, *shares in zip(whole, *parts, strict=True):
+        for key, value in one.items():
+            joined = np.stack([share[key] for share in shares], axis=1).reshape(value.shape)
+            np.testing.assert_array_equal(joined, value)
+
+
 @pytest.mark.parametrize("start", [1, 2, 9])
 def test_starting_at_k_continues_the_stream_at_batch_k(start):
     fields = {"scale": (0.5, 2.0), "photometric": True}
@@ -131,11 +160,60 @@ def test_starting_at_k_continues_the_stream_at_batch_k(start):
 def test_two_processes_share_the_batches_of_one(start):
     data = _data(scale=(0.5, 2.0), photometric=True)
     whole = _first(5, data=data, start=start)
-    parts = [_first(5, data=data, start=start, process=(p, 2)) for p in range(2)]
-    for one, *shares in zip(whole, *parts, strict=True):
-        for key, value in one.items():
-            joined = np.stack([share[key] for share in shares], axis=1).reshape(value.shape)
-            np.testing.assert_array_equal(joined, value)
+    _assert_joined(whole, [_first(5, data=data, start=start, process=(p, 2)) for p in range(2)])
+
+
+@pytest.mark.parametrize("resize", [(0, 0), (36, 30)])
+def test_the_device_is_given_whole_images_of_one_shape_with_their_sizes(resize):
+    data = _data(augment_on="device", resize=resize, scale=(0.5, 2.0), photometric=True)
+    source = Numbers(SIZES)
+    stream = pipeline.train_batches(source, data, batch=7, seed=5)
+    with contextlib.closing(stream):
+        item = next(stream)
+    fits = [min(36 / max(s), 30 / min(s)) if any(resize) else 1 for s in SIZES]
+    sizes = [tuple(round(n * fit) for n in s) for s, fit in zip(SIZES, fits, strict=True)]
+    shape = tuple(np.max(sizes, axis=0))
+    assert pipeline.stage_shape(source, data) == shape
+    assert set(item) == {"image", "label", "valid", "size"}
+    assert item["image"].shape == (7, *shape, 3) and item["image"].dtype == np.uint8
+    assert item["label"].shape == (7, *shape) and item["label"].dtype == np.int32
+    for image, label, (height, width) in zip(
+        item["image"], item["label"], item["size"], strict=True
+    ):
+        index = int(image[0, 0, 0])
+        assert (height, width) == sizes[index]
+        assert (image[:height, :width] == index).all()
+        assert (label[:height, :width] != IGNORE).all()
+        assert (label[height:] == IGNORE).all() and (label[:, width:] == IGNORE).all()
+
+
+def test_a_function_of_ones_own_sees_what_the_device_is_given(monkeypatch):
+    module = types.ModuleType("my_transforms")
+    module.invert = lambda image, label: (255 - image, label)
+    monkeypatch.setitem(sys.modules, "my_transforms", module)
+    data = _data(augment_on="device", transform="my_transforms:invert")
+    plain = _first(2, data=_data(augment_on="device"))
+    for one, other in zip(plain, _first(2, data=data), strict=True):
+        np.testing.assert_array_equal(one["image"], 255 - other["image"])
+
+
+def test_objects_are_pasted_from_other_examples_of_the_source():
+    class Objects(Numbers):
+        def __getitem__(self, index: int) -> dict:
+            example = super().__getitem__(index)
+            mask = np.zeros((1, 20, 24), np.uint8)
+            mask[0, 5:15, 5:15] = 1
+            objects = {"masks": mask, "classes": np.int32([index]), "crowd": np.array([False])}
+            return {**example, "instances": objects}
+
+    data = _data(copy_paste=1.0)
+    data.crop = (20, 24)
+    stream = pipeline.train_batches(Objects(), data, batch=7, seed=5)
+    with contextlib.closing(stream):
+        item = next(stream)
+    assert set(item) == {"image", "label", "valid"}
+    mixed = [len(np.unique(image)) for image in item["image"]]
+    assert max(mixed) == 2 and min(mixed) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -154,18 +232,20 @@ def _all(source: Numbers, **options) -> list[dict]:
 def test_evaluation_sees_every_example_once_at_its_own_size(batch):
     source, seen = Numbers(SIZES), []
     for item in _all(source, batch=batch):
-        assert set(item) == {"image", "label", "valid", "index"}
+        assert set(item) == {"image", "label", "valid", "size", "index", "name"}
         assert item["image"].dtype == np.uint8 and item["label"].dtype == np.int32
         assert item["valid"].dtype == bool
         assert len(item["image"]) == len(item["label"]) == len(item["valid"]) == batch
-        for image, label, valid, index in zip(
-            item["image"], item["label"], item["valid"], item["index"], strict=True
+        assert item["size"].dtype == np.int32 and item["index"].dtype == np.int32
+        for image, label, valid, size, index, name in zip(
+            *(item[key] for key in KEYS), strict=True
         ):
             assert valid == (index >= 0)
             if valid:
                 seen.append(int(index))
                 np.testing.assert_array_equal(image, source[index]["image"])
                 np.testing.assert_array_equal(label, source[index]["label"])
+                assert name == str(index) and tuple(size) == SIZES[index]
             else:
                 assert (label == IGNORE).all()
     assert sorted(seen) == list(range(len(SIZES)))
@@ -176,14 +256,40 @@ def test_evaluation_fills_batches_only_where_a_size_runs_out():
     assert sorted(fills) == [0, 1, 2, 2]  # four, two and one images of a size
 
 
-def test_eval_scale_resizes_the_image_and_not_the_label():
+def test_examples_are_extended_to_the_shapes_asked_for():
     source = Numbers(SIZES)
-    for item in _all(source, batch=2, scale=0.5):
-        height, width = item["label"].shape[1:]
-        assert (height, width) in SIZES
-        assert item["image"].shape[1:] == (round(height / 2), round(width / 2), 3)
-        for image, index in zip(item["image"], item["index"], strict=True):
-            assert (image == max(index, 0)).all()
+    shapes = [(20, 16) if size != (7, 7) else (7, 30) for size in SIZES]
+    seen = []
+    for item in _all(source, batch=2, shapes=shapes):
+        assert item["image"].shape[1:3] == item["label"].shape[1:] and item["size"].shape == (2, 2)
+        for image, label, (height, width), index in zip(
+            *(item[key] for key in ("image", "label", "size", "index")), strict=True
+        ):
+            if index < 0:
+                continue
+            seen.append(int(index))
+            assert label.shape == shapes[index] and (height, width) == SIZES[index]
+            np.testing.assert_array_equal(label[:height, :width], source[index]["label"])
+            assert (label[height:] == IGNORE).all() and (label[:, width:] == IGNORE).all()
+            assert (image == index).all()
+    assert sorted(seen) == list(range(len(SIZES)))
+
+
+def test_an_image_is_extended_by_its_mirror_image_below_and_to_the_right():
+    image = np.arange(2 * 3 * 1, dtype=np.uint8).reshape(2, 3, 1)
+    extended = pipeline.extend(image, (5, 7))[..., 0]
+    rows, columns = [0, 1, 1, 0, 0], [0, 1, 2, 2, 1, 0, 0]
+    np.testing.assert_array_equal(extended, image[..., 0][np.ix_(rows, columns)])
+
+
+def test_images_of_more_than_eight_bits_keep_their_fractions():
+    class Fine(Numbers):
+        def __getitem__(self, index: int) -> dict:
+            example = super().__getitem__(index)
+            return {**example, "image": example["image"] + np.float32(0.25)}
+
+    (item,) = _all(Fine([(3, 4)] * 2), batch=2)
+    assert item["image"].dtype == np.float32 and (item["image"] % 1 == 0.25).all()
 
 
 def test_evaluation_is_the_same_for_any_number_of_threads():

@@ -1,4 +1,7 @@
-"""Augmentation: image and label stay aligned, sizes are right, chances are fair and seeded."""
+"""Augmentation: all stays aligned, sizes are right, chances are fair and seeded."""
+
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from ml_collections import ConfigDict
 from jaxseg.config import default
 from jaxseg.data import transforms
 from jaxseg.data.colours import IGNORE
+from jaxseg.errors import InputError
 
 STEP = 20  # the images here are labels drawn as brightness: image = STEP * label
 MEAN = (101.4, 51.6, 7.0)
@@ -118,9 +122,10 @@ def test_crops_reach_every_place():
     label = (np.arange(5)[:, None] * 7 + np.arange(7)).astype(np.uint8)
     rng, corners = np.random.default_rng(0), set()
     for _ in range(200):
-        image, cut = transforms.random_crop(label[..., None], label, (3, 4), np.zeros(1), rng)
-        np.testing.assert_array_equal(image[..., 0], cut)
-        corners.add(int(cut[0, 0]))
+        window = transforms.draw_window(rng, label, 1.0, (3, 4), 1.0)
+        out = transforms.cut(_drawn(label), window)
+        np.testing.assert_array_equal(out["image"], _drawn(out["label"])["image"])
+        corners.add(int(out["label"][0, 0]))
     assert corners == {7 * y + x for y in range(3) for x in range(4)}
 
 
@@ -211,3 +216,248 @@ def test_the_example_of_the_source_is_left_as_it_was(scale):
         transforms.augment(example, np.random.default_rng(seed), data)
     for key, value in kept.items():
         np.testing.assert_array_equal(example[key], value)
+
+
+# What moves pixels, and how far from an edge of the label the image may still show it.
+MOVES = {
+    "rotate": ({"rotate": 40.0}, 2),
+    "quarter turns": ({"quarter_turns": True}, 0),
+    "elastic": ({"elastic": 4.0}, 2),
+    "resize": ({"resize": (70, 60)}, 2),
+    "steps": ({"scale": (0.5, 2.0), "scale_step": 0.25}, 2),
+    "far smaller": ({"scale": (0.3, 0.4)}, 2),
+    "cat_max_ratio": ({"cat_max_ratio": 0.75}, 0),
+    "blur": ({"blur": 1.0}, 2),
+    "copy_paste": ({"copy_paste": 1.0}, 0),
+    "all": (
+        {"rotate": 10.0, "quarter_turns": True, "elastic": 2.0, "scale": (0.5, 2.0)}
+        | {"flip_vertical": True, "copy_paste": 0.5, "blur": 0.5, "cat_max_ratio": 0.9},
+        4,
+    ),
+}
+
+
+def _with_objects(rng: np.random.Generator, size: tuple[int, int]) -> dict:
+    """An example whose objects are its labels 1..7, each whole."""
+    example = _drawn(_regions(rng, size))
+    classes = np.unique(example["label"])[1:].astype(np.int32)
+    masks = (example["label"] == classes[:, None, None]).astype(np.uint8)
+    crowd = classes == 7
+    return {**example, "instances": {"masks": masks, "classes": classes, "crowd": crowd}}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("name", MOVES)
+def test_image_label_and_objects_stay_aligned(name, dtype):
+    fields, reach = MOVES[name]
+    data = _data(**fields)
+    data.flip = True
+    checked = 0
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        example = _with_objects(rng, (60, 75))
+        example["image"] = example["image"].astype(dtype)
+        out = transforms.augment(example, rng, data, lambda rng: _with_objects(rng, (44, 90)))
+        assert out["image"].shape == (24, 32, 3) and out["image"].dtype == dtype
+        assert out["label"].shape == (24, 32) and out["label"].dtype == np.uint8
+        sure = (_inside(out["label"], reach) if reach else True) & (out["label"] != IGNORE)
+        difference = out["image"] - STEP * out["label"][..., None].astype(float)
+        assert np.abs(difference[sure]).max(initial=0) <= 1.01
+        checked += sure.sum()
+        objects = out["instances"]
+        assert objects["masks"].shape[1:] == (24, 32)
+        assert len(objects["masks"]) == len(objects["classes"]) == len(objects["crowd"])
+        assert objects["masks"].any((1, 2)).all()
+        union = np.zeros((24, 32), bool)
+        for mask, value in zip(objects["masks"] > 0, objects["classes"], strict=True):
+            assert (out["label"][mask] == value).all()
+            union |= mask
+        np.testing.assert_array_equal(union, (out["label"] > 0) & (out["label"] != IGNORE))
+    assert checked > 300
+
+
+@pytest.mark.parametrize("name", [name for name in MOVES if name != "blur"])
+def test_each_move_moves(name):
+    data, example = _data(**MOVES[name][0]), _with_objects(np.random.default_rng(9), (60, 75))
+
+    def run(data: ConfigDict, seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        return transforms.augment(example, rng, data, lambda rng: _with_objects(rng, (60, 75)))[
+            "label"
+        ]
+
+    assert any((run(data, seed) != run(_data(), seed)).any() for seed in range(8))
+
+
+def test_turning_by_an_angle_is_about_the_centre_and_anticlockwise():
+    label = np.zeros((65, 65), np.uint8)
+    label[30:35, 50:60] = 1  # right of the centre
+    window = transforms.Window((0, 0), (1.0, 1.0), (65, 65))
+    still = np.zeros((2, 3, 3))
+    turned = transforms.deform(_drawn(label), window, (65, 65), 90.0, still, MEAN)
+    np.testing.assert_array_equal(turned["label"], np.rot90(label))
+    np.testing.assert_array_equal(turned["image"], np.rot90(_drawn(label)["image"]))
+    slightly = transforms.deform(_drawn(label), window, (65, 65), 10.0, still, MEAN)["label"]
+    rows, columns = np.nonzero(slightly == 1)
+    angle = np.degrees(np.arctan2(32 - rows.mean(), columns.mean() - 32))
+    assert angle == pytest.approx(10, abs=0.5)
+    assert (slightly[0, 0], slightly[32, 32]) == (IGNORE, 0)
+
+
+def test_without_angle_and_vectors_a_deformed_crop_is_the_crop():
+    example = _with_objects(np.random.default_rng(3), (60, 75))
+    for factor in (1.0, 1.6):
+        window = transforms.Window((4, 9), (factor, factor), (24, 32))
+        bent = transforms.deform(example, window, (24, 32), 0.0, np.zeros((2, 3, 3)), MEAN)
+        straight = transforms.cut(example, window)
+        np.testing.assert_array_equal(bent["label"], straight["label"])
+        inner = np.s_[2:-2, 2:-2]  # the straight one is cut first and sees nothing beyond
+        difference = bent["image"][inner].astype(int) - straight["image"][inner]
+        assert np.abs(difference).max() <= 255 / 32 + 1
+
+
+def test_elastic_takes_each_pixel_from_where_its_vector_points():
+    label = np.arange(40 * 50, dtype=np.int64).reshape(40, 50) % 250
+    vectors = np.stack([np.full((3, 3), 3.0), np.full((3, 3), -2.0)])
+    window = transforms.Window((5, 6), (1.0, 1.0), (20, 30))
+    example = {"image": np.zeros((40, 50, 1), np.uint8), "label": label.astype(np.uint8)}
+    out = transforms.deform(example, window, (20, 30), 0.0, vectors, MEAN[:1])
+    np.testing.assert_array_equal(out["label"], label[8:28, 4:34])
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "want"),
+    [
+        ((100, 200), (0, 0), (100, 200)),
+        ((1024, 2048), (2048, 512), (512, 1024)),  # the short side decides
+        ((300, 3000), (2048, 512), (205, 2048)),  # the long side
+        ((2048, 1024), (2048, 512), (1024, 512)),
+        ((100, 200), (400, 400), (200, 400)),
+    ],
+)
+def test_resize_keeps_proportions_within_a_box(size, box, want):
+    assert transforms.fitted_size(size, box) == want
+
+
+def test_stepped_scales_are_the_listed_ones_and_no_others():
+    rng = np.random.default_rng(0)
+    drawn = {transforms.draw_scale(rng, (0.5, 2.0), 0.25) for _ in range(300)}
+    assert sorted(drawn) == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
+    smooth = [transforms.draw_scale(rng, (0.5, 2.0), 0.0) for _ in range(2000)]
+    assert 0.5 <= min(smooth) < 0.51 and 1.99 < max(smooth) <= 2
+    assert np.mean(smooth) == pytest.approx(1.25, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("counts", "ratio", "balanced"),
+    [
+        ({0: 100}, 0.75, False),  # one class
+        ({0: 75, 1: 25}, 0.75, False),  # exactly the share
+        ({0: 74, 1: 26}, 0.75, True),
+        ({0: 74, 1: 26, IGNORE: 900}, 0.75, True),  # ignored pixels count nowhere
+        ({IGNORE: 100}, 0.75, False),
+        ({0: 10, IGNORE: 90}, 0.75, False),
+    ],
+)
+def test_a_crop_is_balanced_where_no_class_has_the_share(counts, ratio, balanced):
+    label = np.concatenate([np.full(n, v, np.uint8) for v, n in counts.items()])[None]
+    assert transforms.balanced(label, ratio) == balanced
+
+
+def test_cat_max_ratio_draws_ten_times_more_at_most(monkeypatch):
+    tried = []
+    monkeypatch.setattr(transforms, "balanced", lambda *_: bool(tried.append(1)))
+    label = np.zeros((50, 50), np.uint8)
+    rng = np.random.default_rng(0)
+    window = transforms.draw_window(rng, label, 1.0, (10, 10), 0.75)
+    again = np.random.default_rng(0)
+    last = [tuple(int(again.integers(41)) for _ in range(2)) for _ in range(11)][-1]
+    assert len(tried) == 10 and window.start == last
+
+
+def test_cat_max_ratio_finds_the_crops_with_several_classes():
+    label = np.zeros((40, 200), np.uint8)
+    label[:, 160:] = 1
+    rng = np.random.default_rng(0)
+    mixed = {1.0: 0, 0.75: 0}
+    for ratio in mixed:
+        for _ in range(100):
+            window = transforms.draw_window(rng, label, 1.0, (20, 20), ratio)
+            part = transforms.pixels.nearest(label, *window)
+            mixed[ratio] += transforms.balanced(part, 0.75)
+    assert mixed[1.0] < 15 and 40 < mixed[0.75]
+
+
+def test_quarter_turns_are_four_and_equally_likely():
+    label = np.arange(24 * 24, dtype=np.int64).reshape(24, 24).astype(np.uint8)
+    data, rng = _data(quarter_turns=True), np.random.default_rng(0)
+    data.crop = (24, 24)
+    counts = [0] * 4
+    for _ in range(400):
+        out = transforms.augment(_drawn(label), rng, data)["label"]
+        counts[[np.array_equal(out, np.rot90(label, k)) for k in range(4)].index(True)] += 1
+    assert min(counts) > 70
+
+
+def test_blur_comes_with_its_probability():
+    example = _drawn(_regions(np.random.default_rng(0), (24, 32)))
+    rng = np.random.default_rng(1)
+    changed = sum(
+        (transforms.augment(example, rng, _data(blur=0.3))["image"] != example["image"]).any()
+        for _ in range(300)
+    )
+    assert 60 < changed < 120
+
+
+@pytest.fixture
+def own_module(monkeypatch):
+    module = types.ModuleType("my_transforms")
+    module.invert = lambda image, label: (255 - image, label)
+    module.half = lambda image, label: (image[::2], label)
+    monkeypatch.setitem(sys.modules, "my_transforms", module)
+    return module
+
+
+def test_a_function_of_ones_own_comes_last(own_module):
+    example = _drawn(_regions(np.random.default_rng(0), (24, 32)))
+    out = transforms.augment(
+        example, np.random.default_rng(0), _data(transform="my_transforms:invert")
+    )
+    np.testing.assert_array_equal(out["image"], 255 - example["image"])
+    np.testing.assert_array_equal(out["label"], example["label"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_transforms:half", r"made image uint8 \[12, 32, 3\] of uint8 \[24, 32, 3\]"),
+        ("my_transforms:none", "none"),
+        ("no_such_module:f", "No module named"),
+    ],
+)
+def test_a_function_that_cannot_be_used_is_an_input_error(own_module, name, message):
+    example = _drawn(_regions(np.random.default_rng(0), (24, 32)))
+    with pytest.raises(InputError, match=message):
+        transforms.augment(example, np.random.default_rng(0), _data(transform=name))
+
+
+def test_colours_are_distorted_in_the_order_of_their_mode():
+    image = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    first = transforms.distort(image, transforms.Colour(10, 1.4, 1.3, 9.0, True))
+    last = transforms.distort(image, transforms.Colour(10, 1.4, 1.3, 9.0, False))
+    bright = transforms.pixels.brighten(image, 10, 1.4)
+    np.testing.assert_array_equal(first, transforms.pixels.turn_colours(bright, 1.3, 9.0))
+    turned = transforms.pixels.turn_colours(transforms.pixels.brighten(image, 10, 1), 1.3, 9.0)
+    np.testing.assert_array_equal(last, transforms.pixels.brighten(turned, 0, 1.4))
+    assert (first != last).any()
+    assert transforms.distort(image, transforms.Colour()) is image
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_any_number_of_channels_goes_through(channels):
+    data = _data(scale=(0.4, 2.0), rotate=10.0, photometric=True, blur=0.5, elastic=2.0)
+    data.update(mean=(10.0,) * channels, flip=True)
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        out = transforms.augment(_drawn(_regions(rng, (40, 50)), channels), rng, data)
+        assert out["image"].shape == (24, 32, channels) and out["image"].dtype == np.uint8

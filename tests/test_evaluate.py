@@ -1,7 +1,9 @@
-"""Inference and evaluation: whole images of any size, and scores equal to counting by hand."""
+"""Evaluation: scores equal to counting by hand, in any batches and buckets, or from files."""
 
-import csv
 import json
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +12,14 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from jaxseg import evaluate as evaluation
 from jaxseg import models
 from jaxseg.config import default
-from jaxseg.data.colours import IGNORE, Classes, voc_palette
+from jaxseg.data.colours import IGNORE, Classes, save_label, voc_palette
 from jaxseg.errors import InputError
-from jaxseg.evaluate import cast, evaluate, make_eval_step, make_infer, open_source, report, table
-from jaxseg.ops import metrics
+from jaxseg.evaluate import Saved, evaluate, make_eval_step, open_source, rescore, saver
+from jaxseg.inference import make_infer
+from jaxseg.ops import boundary, metrics
 from jaxseg.sharding import make_mesh, replicated
 
 K = 4
@@ -28,246 +32,353 @@ class Noise:
     classes = Classes(("sky", "road", "car", "bird"), voc_palette(K))
     channels = 3
 
+    def __init__(self, sizes: list[tuple[int, int]] = SIZES):
+        self.sizes = sizes
+
     def __len__(self) -> int:
-        return len(SIZES)
+        return len(self.sizes)
 
     def size(self, index: int) -> tuple[int, int]:
-        return SIZES[index]
+        return self.sizes[index]
 
     def __getitem__(self, index: int) -> dict:
         rng = np.random.default_rng(index)
-        label = rng.integers(0, K - 1, SIZES[index], np.uint8)
+        label = rng.integers(0, K - 1, self.sizes[index], np.uint8)
         label[rng.random(label.shape) < 0.2] = IGNORE
-        image = rng.integers(0, 256, (*SIZES[index], 3), np.uint8)
+        image = rng.integers(0, 256, (*self.sizes[index], 3), np.uint8)
         return {"image": image, "label": label, "name": f"image{index}"}
 
 
-def _config(**model) -> ConfigDict:
+def _config(**asked) -> ConfigDict:
     config = default()
     config.data.crop = (16, 16)
     config.model.update(name="unet", num_classes=K, widths=(4, 8), padding="same", dropout=0.0)
-    config.model.update(model)
-    config.eval.batch = 3
-    config.eval.pictures = 3
+    config.eval.update({"batch": 3, "pictures": 3, **asked})
     models.complete(config)
     return config
 
 
-def _variables(config: ConfigDict) -> dict:
+@pytest.fixture(scope="module")
+def variables() -> dict:
+    config = _config()
     model, _, _ = models.build(config)
     image = jnp.zeros((1, *(model.fit(config.data.crop)), 3))
     variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), image, train=False)
-    return {"batch_stats": {}, **variables}
+    return jax.device_put({"batch_stats": {}, **variables}, replicated(make_mesh(config.mesh)))
 
 
-@pytest.fixture(scope="module")
-def network():
-    config = _config()
-    return config, jax.device_put(_variables(config), replicated(make_mesh(config.mesh)))
-
-
-@pytest.fixture(scope="module")
-def evaluated(network):
-    config, variables = network
+def _evaluate(config: ConfigDict, variables: dict, source: object, **options):
     mesh = make_mesh(config.mesh)
-    return evaluate(make_eval_step(config, mesh), variables, Noise(), config, mesh)
+    step = make_eval_step(config, mesh, edges=True)
+    return evaluate(step, variables, source, config, mesh, **options)
 
 
-def _alone(config: ConfigDict, variables: dict, index: int) -> np.ndarray:
-    infer = jax.jit(make_infer(config), static_argnames="size")
-    out = infer(variables, jnp.asarray(Noise()[index]["image"])[None], size=SIZES[index])
-    return np.asarray(out["semantic"][0])
+@pytest.fixture(scope="module")
+def evaluated(variables):
+    return _evaluate(_config(), variables, Noise())
 
 
-def _count(predictions: list[np.ndarray]) -> np.ndarray:
+@pytest.fixture(scope="module")
+def alone(variables) -> list[np.ndarray]:
+    """The prediction for each image by itself."""
+    infer = jax.jit(make_infer(_config()), static_argnames="size")
+    images = [(Noise()[i]["image"], size) for i, size in enumerate(SIZES)]
+    return [np.asarray(infer(variables, x[None], size=s)["semantic"][0]) for x, s in images]
+
+
+def _count(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     counts = np.zeros((K, K), np.int64)
-    for index, prediction in enumerate(predictions):
-        for truth, found in zip(Noise()[index]["label"].flat, prediction.flat, strict=True):
-            if truth != IGNORE:
-                counts[truth, found] += 1
+    for truth, found in zip(label.flat, prediction.flat, strict=True):
+        if truth != IGNORE:
+            counts[truth, found] += 1
     return counts
 
 
-def test_evaluation_counts_what_inference_of_each_image_alone_gives(network, evaluated):
-    scores, confusion, drawn = evaluated
-    predictions = [_alone(*network, index) for index in range(len(SIZES))]
-    assert confusion.dtype == np.int64
-    np.testing.assert_array_equal(confusion, _count(predictions))
-    assert (confusion.sum(axis=0) > 0).sum() > 1
-    assert scores == metrics.scores(confusion)
-    hits, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
-    present = union > 0
-    assert scores["mIoU"] == pytest.approx(np.mean(hits[present] / union[present]))
-    assert scores["aAcc"] == pytest.approx(hits.sum() / confusion.sum())
-    assert sorted(drawn) == [0, 2, 5]
-    for index, prediction in drawn.items():
-        np.testing.assert_array_equal(prediction, predictions[index])
+def _ious(counts: np.ndarray) -> np.ndarray:
+    hits = np.diag(counts)
+    union = counts.sum(0) + counts.sum(1) - hits
+    return hits[union > 0] / union[union > 0]
 
 
-def test_padding_examples_count_for_nothing(network):
-    config, variables = network
+def test_evaluation_counts_what_inference_of_each_image_alone_gives(evaluated, alone):
+    each = [_count(Noise()[i]["label"], prediction) for i, prediction in enumerate(alone)]
+    total = np.sum(each, axis=0)
+    assert evaluated.confusion.dtype == np.int64
+    np.testing.assert_array_equal(evaluated.confusion, total)
+    assert (total.sum(axis=0) > 0).sum() > 1
+    scores = evaluated.scores
+    assert {k: scores[k] for k in metrics.scores(total)} == metrics.scores(total)
+    assert scores["mIoU"] == pytest.approx(np.mean(_ious(total)), rel=1e-12)
+    assert scores["aAcc"] == pytest.approx(np.diag(total).sum() / total.sum(), rel=1e-12)
+    for image, counts in zip(evaluated.images, each, strict=True):
+        assert image["mIoU"] == pytest.approx(np.mean(_ious(counts)), rel=1e-12)
+        assert image["aAcc"] == pytest.approx(np.diag(counts).sum() / counts.sum(), rel=1e-12)
+    assert [image["name"] for image in evaluated.images] == [f"image{i}" for i in range(6)]
+    mean = np.mean([image["mIoU"] for image in evaluated.images])
+    assert scores["image_mIoU"] == pytest.approx(mean, rel=1e-12)
+    assert (evaluated.sizes, evaluated.shapes) == (3, 3)
+
+
+def test_boundary_scores_are_those_of_the_images_alone(evaluated, alone):
+    totals: dict[str, np.ndarray] = {"bands": 0, "rings": 0}
+    values = []
+    for i, prediction in enumerate(alone):
+        label, size = Noise()[i]["label"], np.array([SIZES[i]], np.int32)
+        counts = boundary.counts(prediction[None], label[None].astype(np.int32), size, K)
+        totals = {key: totals[key] + np.asarray(counts[key][0]) for key in totals}
+        values.append(boundary.image_f1(counts["contours"][0]))
+    expected = boundary.scores(**totals)
+    assert {key: evaluated.scores[key] for key in expected} == expected
+    assert evaluated.scores["BF"] == pytest.approx(np.mean(values), rel=1e-12)
+    assert 0 < evaluated.scores["mBoundaryIoU"] < 1
+
+
+def test_pictures_are_of_spread_images_and_of_the_worst(evaluated, alone):
+    assert sorted(evaluated.drawn) == [0, 2, 5]
+    ranked = sorted(range(len(SIZES)), key=lambda i: evaluated.images[i]["mIoU"])
+    assert list(evaluated.worst) == ranked[:3]
+    for index, prediction in [*evaluated.drawn.items(), *evaluated.worst.items()]:
+        np.testing.assert_array_equal(prediction, alone[index])
+
+
+@pytest.mark.parametrize("batch", [1, 8, 20])
+def test_any_batch_gives_the_same(variables, evaluated, batch):
+    """On eight devices it is rounded up to 8 and 24, and filled."""
+    result = _evaluate(_config(batch=batch), variables, Noise())
+    np.testing.assert_array_equal(result.confusion, evaluated.confusion)
+    assert result.scores == evaluated.scores and result.images == evaluated.images
+
+
+def test_rows_over_space_give_the_same_counts_for_any_image_size(variables, evaluated):
+    config = _config()
+    config.mesh.space = 2
+    mesh = make_mesh(config.mesh)
+    on_two = jax.device_put(jax.device_get(variables), replicated(mesh))
+    result = evaluate(make_eval_step(config, mesh), on_two, Noise(), config, mesh)
+    off = np.abs(result.confusion - evaluated.confusion).sum()
+    assert off <= 2  # sums in another order may turn a tie
+    assert "BF" not in result.scores
+
+
+def _pixels(config: ConfigDict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes inference that of a network that sees each pixel alone."""
+    weight = jax.random.normal(jax.random.key(1), (3, K))
+    network = SimpleNamespace(apply=lambda variables, x, train: {"logits": x @ weight})
+    built = (network, None, models.build(config)[2])
+    monkeypatch.setattr("jaxseg.inference.models", SimpleNamespace(build=lambda config: built))
+
+
+def test_two_hundred_sizes_compile_eight_times_and_count_each_image_once(monkeypatch):
+    """Equal, to the digit, to evaluation of every image at its own size."""
+    rng = np.random.default_rng(0)
+    sizes = [tuple(map(int, size)) for size in rng.integers(5, 60, (220, 2))]
+    source, config = Noise(sizes), _config(batch=8)
+    _pixels(config, monkeypatch)
     mesh = make_mesh(config.mesh)
     step = make_eval_step(config, mesh)
+    result = evaluate(step, {"params": {}}, source, config, mesh)
+    assert result.sizes == len(set(sizes)) > 200
+    assert step._cache_size() == result.shapes == 8
+    weight = np.asarray(jax.random.normal(jax.random.key(1), (3, K)))
+    expected = np.zeros((K, K), np.int64)
+    for i in range(len(source)):
+        x = (source[i]["image"] - np.array(config.data.mean)) / np.array(config.data.std)
+        expected += _count(source[i]["label"], (np.float32(x) @ weight).argmax(-1))
+    np.testing.assert_array_equal(result.confusion, expected)
+    assert len(result.images) == len(sizes)
+
+
+def test_padding_examples_count_for_nothing(variables):
+    config = _config()
+    step = make_eval_step(config, make_mesh(config.mesh), edges=True)
     batch = {
         "image": np.zeros((8, 16, 16, 3), np.uint8),
         "label": np.full((8, 16, 16), IGNORE, np.int32),
+        "size": np.full((8, 2), 16, np.int32),
+        "index": np.full(8, -1, np.int32),
     }
-    counts, semantic = step(variables, batch)
-    assert not np.asarray(counts).any() and semantic.shape == (8, 16, 16)
+    out = step(variables, batch)
+    assert not any(np.asarray(x).any() for x in out["counts"].values())
+    assert out["semantic"].shape == (8, 16, 16)
 
 
-def test_rows_over_space_give_the_same_counts_for_any_image_size(network, evaluated):
-    config, variables = network
-    config = config.copy_and_resolve_references()
-    config.mesh.space = 2
-    mesh = make_mesh(config.mesh)
-    variables = jax.device_put(variables, replicated(mesh))
-    _, confusion, _ = evaluate(make_eval_step(config, mesh), variables, Noise(), config, mesh)
-    assert np.abs(confusion - evaluated[1]).sum() <= 2  # sums in another order may turn a tie
+def test_scales_shrink_what_the_network_sees_and_not_the_answer(variables, evaluated):
+    result = _evaluate(_config(scales=(0.5,)), variables, Noise())
+    assert result.confusion.sum() == evaluated.confusion.sum()
+    assert (result.confusion != evaluated.confusion).any()
+    assert all(result.drawn[i].shape == SIZES[i] for i in result.drawn)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (17, 23), (5, 40), (1, 1)])
-@pytest.mark.parametrize("padding", ["same", "valid"])
-def test_inference_answers_at_the_size_of_the_image(size, padding):
-    config = _config(padding=padding)
-    image = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
-    out = jax.eval_shape(
-        lambda v, x: make_infer(config)(v, x, size), _variables(config), jnp.asarray(image)
-    )
-    assert out["semantic"].shape == (2, *size) and out["semantic"].dtype == jnp.int32
-    assert out["logits"].shape == (2, *size, K) and out["logits"].dtype == jnp.float32
+@pytest.mark.parametrize(("pictures", "drawn"), [(0, 0), (1, 1), (6, 6), (50, 6)])
+def test_pictures_are_never_more_than_images(pictures, drawn):
+    config = _config(pictures=pictures)
+
+    def blank(_: dict, batch: dict) -> dict:
+        label = np.asarray(batch["label"])
+        return {
+            "counts": {"confusion": np.ones((len(label), K, K), np.int32)},
+            "semantic": np.zeros(label.shape, np.uint8),
+            "finite": np.ones(len(label), bool),
+            "index": batch["index"],
+        }
+
+    result = evaluate(blank, {}, Noise(), config, make_mesh(config.mesh))
+    assert len(result.drawn) == len(result.worst) == drawn
 
 
-@pytest.mark.parametrize("padding", ["same", "valid"])
-def test_an_image_is_mirrored_at_its_borders_where_the_network_needs_more(padding):
-    config = _config(padding=padding)
-    model, _, predict = models.build(config)
-    variables = _variables(config)
-    image = np.random.default_rng(0).integers(0, 256, (1, 13, 10, 3), np.uint8)
-    need = model.fit((13, 10))
-    before = [(n - h) // 2 for n, h in zip(need, (13, 10), strict=True)]
-    pads = [(b, n - h - b) for b, n, h in zip(before, need, (13, 10), strict=True)]
-    padded = np.pad(image, [(0, 0), *pads, (0, 0)], mode="symmetric")
-    assert padded.shape != image.shape
-    x = (padded - np.array(config.data.mean)) / np.array(config.data.std)
-    x = jnp.asarray(x, jnp.float32)
-    whole = np.asarray(predict(model.apply(variables, x, train=False), x)["logits"])
-    lost = [(n - h) // 2 for n, h in zip(padded.shape[1:3], whole.shape[1:3], strict=True)]
-    top, left = (b - gone for b, gone in zip(before, lost, strict=True))
-    out = make_infer(config)(variables, jnp.asarray(image), (13, 10))
-    expected = whole[:, top : top + 13, left : left + 10]
-    np.testing.assert_allclose(out["logits"], expected, atol=1e-4)
+def test_counts_beyond_int32_add_up():
+    config = _config()
+
+    def many(_: dict, batch: dict) -> dict:
+        counts = np.full((len(batch["label"]), K, K), 2**31 - 1, np.int32)
+        counts[np.asarray(batch["index"]) < 0] = 0
+        label = np.asarray(batch["label"], np.uint8)
+        finite = np.ones(len(label), bool)
+        return {
+            **{"counts": {"confusion": counts}, "semantic": label},
+            **{"finite": finite, "index": batch["index"]},
+        }
+
+    result = evaluate(many, {}, Noise(), config, make_mesh(config.mesh))
+    assert (result.confusion == len(SIZES) * (2**31 - 1)).all()
 
 
-def test_valid_and_padded_labels_are_where_the_image_is():
-    config = _config(padding="valid", widths=(4, 8))
-    variables = _variables(config)
-    image = np.full((1, 21, 24, 3), 128, np.uint8)
-    spot = image.copy()
-    spot[0, 5, 18] = 255
-    infer = make_infer(config)
-    plain, marked = (
-        np.asarray(infer(variables, jnp.asarray(x), (21, 24))["logits"]) for x in (image, spot)
-    )
-    changed = np.abs(plain - marked).max(axis=(0, 3))
-    rows, columns = np.nonzero(changed > 1e-7)
-    assert abs(rows.mean() - 5) < 3 and abs(columns.mean() - 18) < 3
+def test_logits_that_are_not_finite_are_refused_with_the_image(monkeypatch):
+    class Broken(Noise):
+        def __getitem__(self, index: int) -> dict:
+            example = super().__getitem__(index)
+            image = np.float32(example["image"])
+            if index == 2:
+                image[3, 4] = np.nan
+            return {**example, "image": image}
+
+    config = _config()
+    _pixels(config, monkeypatch)
+    with pytest.raises(InputError, match=r"answer to image2 is not finite \(NaN"):
+        _evaluate(config, {"params": {}}, Broken())
 
 
-def test_eval_scale_shrinks_what_the_network_sees_and_not_the_answer(network, evaluated):
-    config, variables = network
-    config = config.copy_and_resolve_references()
-    config.eval.scale = 0.5
-    mesh = make_mesh(config.mesh)
-    _, confusion, drawn = evaluate(make_eval_step(config, mesh), variables, Noise(), config, mesh)
-    assert confusion.sum() == evaluated[1].sum()
-    assert (confusion != evaluated[1]).any()
-    assert all(drawn[i].shape == SIZES[i] for i in drawn)
-
-
-def test_parameters_are_cast_to_the_compute_dtype():
-    params = {"conv": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
-    assert all(p.dtype == jnp.bfloat16 for p in jax.tree.leaves(cast(params, "bfloat16")))
-
-
-def test_bfloat16_inference_gives_float32_logits_close_to_those_of_float32(network):
-    config, variables = network
-    half = config.copy_and_resolve_references()
-    half.train.compute_dtype = "bfloat16"
-    image = jnp.asarray(Noise()[1]["image"])[None]
-    full, ours = (make_infer(c)(variables, image, SIZES[1])["logits"] for c in (config, half))
-    assert ours.dtype == jnp.float32
-    np.testing.assert_allclose(ours, full, atol=0.1 * float(jnp.abs(full).max()))
-    assert (np.asarray(ours) != np.asarray(full)).any()
+def test_an_empty_split_is_refused(variables):
+    with pytest.raises(InputError, match="the split has no images"):
+        _evaluate(_config(), variables, Noise([]))
 
 
 def test_a_class_count_that_is_not_the_data_sets_is_refused():
     config = _config()
-    with pytest.raises(
-        InputError, match=r"num_classes is 4, but shapes has 8 classes \(background"
-    ):
+    message = r"num_classes is 4, but shapes has 8 classes \(background"
+    with pytest.raises(InputError, match=message):
         open_source(config, "val")
     config.model.num_classes = 8
     assert len(open_source(config, "val")) == 256
 
 
-@pytest.fixture
-def reported(evaluated, tmp_path):
-    report(tmp_path, 12, *evaluated, Noise(), "val")
-    return tmp_path
+def test_classes_of_another_order_are_refused():
+    config = _config()
+    config.model.num_classes = 8
+    ours = open_source(config, "val").classes
+    assert open_source(config, "val", ours)
+    names = (ours.names[1], ours.names[0], *ours.names[2:])
+    message = f"classes of the run are not .*0 is '{names[0]}' there and '{names[1]}' here"
+    with pytest.raises(InputError, match=message):
+        open_source(config, "val", Classes(names, ours.palette))
+    with pytest.raises(InputError, match="7 classes there and 8 here"):
+        open_source(config, "val", Classes(ours.names[:7], ours.palette[:7]))
 
 
-def test_eval_json_has_the_totals_as_fractions_and_each_class(evaluated, reported):
-    scores, *_ = evaluated
-    summary = json.loads((reported / "eval.json").read_text())
-    assert (summary["step"], summary["split"], summary["images"]) == (12, "val", len(SIZES))
-    for key in ("mIoU", "mAcc", "aAcc"):
-        assert summary[key] == scores[key] and 0 <= summary[key] <= 1
-    assert list(summary["per_class"]) == ["sky", "road", "car", "bird"]
-    for number, values in enumerate(summary["per_class"].values()):
-        assert values == {"IoU": scores["IoU"][number], "Acc": scores["Acc"][number]}
-    assert summary["per_class"]["bird"]["Acc"] is None
+@pytest.fixture(scope="module")
+def saved(variables, evaluated, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "predictions" / "val"
+    result = _evaluate(_config(), variables, Noise(), save=saver(folder, 12, Noise.classes))
+    assert result.scores == evaluated.scores
+    return folder
 
 
-def test_per_class_csv_names_absent_classes_and_counts_pixels(evaluated, reported):
-    scores, confusion, _ = evaluated
-    with (reported / "per_class.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["name"] for row in rows] == list(Noise.classes.names)
-    assert [int(row["id"]) for row in rows] == list(range(K))
-    assert [int(row["pixels"]) for row in rows] == confusion.sum(axis=1).tolist()
-    assert rows[3]["Acc"] == "absent" and rows[3]["pixels"] == "0"
-    assert float(rows[0]["IoU"]) == pytest.approx(scores["IoU"][0], abs=1e-6)
+def test_saved_predictions_are_indexed_pictures(saved, alone):
+    assert sorted(p.name for p in saved.glob("*")) == [f"image{i}.png" for i in range(6)]
+    for i, prediction in enumerate(alone):
+        with Image.open(saved / f"image{i}.png") as picture:
+            assert picture.mode == "P"
+            np.testing.assert_array_equal(np.asarray(picture), prediction)
 
 
-def test_as_many_pictures_are_drawn_as_asked(reported):
-    names = sorted(p.name for p in (reported / "pictures").iterdir())
-    assert names == ["0_image0.png", "1_image2.png", "2_image5.png"]
-    for path in [*(reported / "pictures").iterdir(), reported / "confusion.png"]:
-        with Image.open(path) as picture:
-            assert min(picture.size) > 50
+def _open(monkeypatch: pytest.MonkeyPatch) -> ConfigDict:
+    monkeypatch.setattr(evaluation, "open_source", lambda config, split: Noise())
+    return _config()
 
 
-@pytest.mark.parametrize(("pictures", "drawn"), [(0, 0), (1, 1), (6, 6), (50, 6)])
-def test_pictures_are_spread_and_never_more_than_images(network, pictures, drawn):
-    config, variables = network
-    config = config.copy_and_resolve_references()
-    config.eval.pictures = pictures
+def test_the_report_is_made_again_of_saved_predictions(saved, evaluated, monkeypatch, tmp_path):
+    evaluation.report(tmp_path, 12, evaluated, Noise(), "val")
+    assert rescore(_open(monkeypatch), saved, "val") == 0
+    for name in ("eval.json", "per_class.csv", "per_image.csv"):
+        assert (saved / name).read_text() == (tmp_path / name).read_text()
+    pictures = ("worst.png", "trimap.png", "confusion.png", "pictures/1_image2.png")
+    assert all((saved / name).read_bytes() == (tmp_path / name).read_bytes() for name in pictures)
+
+
+def test_predictions_of_any_origin_are_scored(alone, evaluated, monkeypatch, tmp_path):
+    for i, prediction in enumerate(alone):
+        Image.fromarray(prediction.astype(np.uint8)).save(tmp_path / f"image{i}.png")  # grey
+    rescore(_open(monkeypatch), tmp_path)
+    summary = json.loads((tmp_path / "eval.json").read_text())
+    assert summary["step"] is None and summary["mIoU"] == evaluated.scores["mIoU"]
+
+
+def _another_size(folder: Path) -> None:
+    save_label(folder / "image3.png", np.zeros((9, 29)), Noise.classes)
+
+
+def _void(folder: Path) -> None:
+    save_label(folder / "image3.png", np.full((9, 30), IGNORE), Noise.classes)
+
+
+def _strange(folder: Path) -> None:
+    save_label(folder / "image3.png", np.full((9, 30), K), Noise.classes)
+
+
+def _gone(folder: Path, name: str = "image3.png") -> None:
+    (folder / name).unlink()
+
+
+def _other_classes(folder: Path) -> None:
+    classes = Classes(("sky", "street", "car", "bird"), voc_palette(K))
+    saver(folder, 12, classes)("image0", np.zeros(SIZES[0]))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (_another_size, r"prediction .*image3\.png is \(9, 29\) and its truth \(9, 30\)"),
+        (_void, r"image3\.png holds 255: needs a class for every pixel"),
+        (_strange, r"image3\.png holds ids 4 \(270 pixels\)"),
+        (_gone, r"no prediction .*image3\.png: .* 6 images"),
+        (partial(_gone, name="image0.png"), r"no prediction .*image0\.png"),
+        (_other_classes, "1 is 'street' there and 'road' here"),
+    ],
+)
+def test_bad_predictions_are_named(saved, tmp_path, monkeypatch, spoil, expected):
+    for path in saved.glob("image*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    spoil(tmp_path)
+    with pytest.raises(InputError, match=expected):
+        rescore(_open(monkeypatch), tmp_path)
+
+
+def test_two_images_of_one_name_cannot_both_be_saved(tmp_path):
+    save = saver(tmp_path, 12, Noise.classes)
+    save("a", np.zeros((3, 4)))
+    with pytest.raises(InputError, match="two images are named a"):
+        save("a", np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_training_scores_boundaries_where_it_is_asked_to(variables, asked):
+    config = _config(boundary=asked)
     mesh = make_mesh(config.mesh)
-
-    def blank(_: dict, batch: dict) -> tuple[np.ndarray, np.ndarray]:
-        return np.zeros((K, K), np.int32), np.zeros(batch["label"].shape, np.int32)
-
-    assert len(evaluate(blank, variables, Noise(), config, mesh)[2]) == drawn
+    result = evaluate(make_eval_step(config, mesh), variables, Noise(SIZES[:1]), config, mesh)
+    assert ("BF" in result.scores) == ("trimap" in result.scores) == asked
 
 
-def test_the_table_calls_a_class_that_is_nowhere_absent():
-    scores = metrics.scores(np.diag([3, 2, 1, 0]))
-    lines = table(scores, Noise.classes).splitlines()
-    assert lines[1].split() == ["sky", "1.000"] and lines[4].split() == ["bird", "absent"]
-    assert lines[-1] == "mIoU 1.0000  mAcc 1.0000  aAcc 1.0000"
-
-
-def test_the_table_of_no_pixels_is_all_absent():
-    lines = table(metrics.scores(np.zeros((K, K))), Noise.classes).splitlines()
-    assert all(line.endswith("absent") for line in lines[1:5])
+def test_saved_predictions_are_a_source(saved):
+    source = Saved(saved, Noise())
+    assert len(source) == 6 and source.step == 12 and source.size(3) == (9, 30)
+    assert source[3]["image"].shape == (9, 30, 1)

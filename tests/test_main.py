@@ -81,6 +81,10 @@ def _contains(message: str, *words: str) -> None:
     assert [word for word in words if word not in message] == [], message
 
 
+def _predict(*words: str) -> list[str]:
+    return ["predict", "--workdir", "run", "--input", "a.png", "--output", "out", *words]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -98,8 +102,14 @@ def _contains(message: str, *words: str) -> None:
         (["predict", "--workdir", "run"], ["--input, --output", "required"]),
         (
             ["eval", "--workdir", "run", "--config.train.steps=3"],
-            ["train.steps", "run's own config"],
+            ["train.steps", "run's own config", "eval.*"],
         ),
+        (["eval"], ["eval needs --workdir", "--predictions"]),
+        (["eval", "--workdir", "r", "--config", "tiny.py"], ["eval needs --workdir"]),
+        (["eval", "--predictions", "p"], ["--workdir DIR or --config FILE"]),
+        (_predict("--part", "0/2"), ["--part 0/2", "1/4"]),
+        (_predict("--part", "3/2"), ["--part 3/2", "1/4"]),
+        (_predict("--part", "two"), ["--part two", "1/4"]),
         (["describe"], ["--config FILE or --workdir DIR"]),
         (["describe", "--config", "tiny.py", "--workdir", "run"], ["one of them"]),
         (["describe", "--config", "tiny.py", "--size", "5"], ["--size 5", "513,513"]),
@@ -123,7 +133,7 @@ def test_bad_words(fails, words, expected):
         ("tiny.py:datasett=x", "optim.lr=1.0", ['"datasett"', 'Did you mean "dataset"?']),
         ("tiny.py", "data.crop=(33,32)", ["(33, 32)", "multiples of 2", "(34, 32)"]),
         ("tiny.py:padding=valid", "data.crop=(33,32)", ["(33, 32)", "valid U-Net", "(34, 32)"]),
-        ("tiny.py:padding=odd", "optim.lr=1.0", ['"odd"', '"valid" or "same"']),
+        ("tiny.py:padding=odd", "optim.lr=1.0", ['"odd"', "same, valid"]),
         ("atrous.py", "data.crop=(64,64)", ["(64, 64)", "16n + 1", "(65, 65)"]),
         ("atrous.py", "data.crop=(8,200)", ["(8, 200)", "(17, 193)"]),
         ("tiny.py", "model.name=unett", ['unknown model "unett"', 'Did you mean "unet"?']),
@@ -131,7 +141,7 @@ def test_bad_words(fails, words, expected):
         ("atrous.py", "model.backbone.name=resnet19", ['"resnet19"', "resnet18"]),
         ("tiny.py", "model.norm.kind=group", ['"group"', "batch"]),
         ("tiny.py", "model.num_classes=5", ["is 5", "shapes has 8 classes", "disk"]),
-        ("tiny.py", "loss.class_weights=(1.0,2.0)", ["2 class_weights", "8 classes"]),
+        ("tiny.py", "loss.pixel.class_weights=(1.0,2.0)", ["2 class_weights", "8 classes"]),
         ("tiny.py", "train.batch=6", ["train.batch is 6", "divisible by 8"]),
         ("tiny.py", "mesh.fsdp=3", ["fsdp=3", "8 devices"]),
         ("tiny.py", "mesh.data=0", ["data=0", "8 devices"]),
@@ -341,6 +351,69 @@ def test_predict_on_what_is_no_image(fails, tiny_run):
     _contains(message, "cannot read image tiny.py")
 
 
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("mode=sliding", ["eval.mode is 'sliding'", "'whole' or 'slide'"]),
+        ("scales=()", ["eval.scales is ()", "positive"]),
+        ("scales=(0.0,)", ["eval.scales is (0.0,)", "positive"]),
+        ("flip=maybe", ["eval.flip=maybe", "True or False"]),
+        ("filp=true", ["eval.filp", 'Did you mean "flip"?']),
+        ("output_stride=8", ["eval.output_stride is 8", "unet has no backbone"]),
+        ("crf=largefow", ['"largefow"', 'Did you mean "largefov"?']),
+    ],
+)
+@pytest.mark.parametrize("verb", ["eval", "predict"])
+def test_bad_settings_of_an_evaluation(fails, folder, tiny_run, verb, setting, expected):
+    Image.new("RGB", (20, 20)).save(folder / "a.png")
+    more = ["--input", "a.png", "--output", "out"] if verb == "predict" else []
+    _contains(fails(verb, "--workdir", tiny_run, *more, f"--config.eval.{setting}"), *expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["crop=(16,16)", "stride=(17,16)"], ["(17, 16)", "above the window (16, 16)"]),
+        (["crop=(64,64)"], ["image of (20, 24) is smaller than one window of (64, 64)", "whole"]),
+    ],
+)
+def test_bad_windows(fails, folder, tiny_run, settings, expected):
+    Image.new("RGB", (24, 20)).save(folder / "a.png")
+    words = [f"--config.eval.{setting}" for setting in ("mode=slide", *settings)]
+    message = fails(
+        *("predict", "--workdir", tiny_run, "--input", "a.png", "--output", "out"), *words
+    )
+    _contains(message, *expected)
+
+
+def test_eval_on_a_split_without_labels(fails, folder, write_folder, capsys):
+    data = write_folder(folder / "data")
+    assert main.run(_train("tiny.py:dataset=data")) == 0
+    (data / "test" / "images").mkdir(parents=True)
+    shutil.copy(data / "val/images/00.png", data / "test/images/00.png")
+    capsys.readouterr()
+    message = fails("eval", "--workdir", "run", "--split", "test")
+    _contains(message, "test", "masks")
+
+
+def test_saved_predictions_score_the_same_without_a_checkpoint(
+    folder, tiny_run, few_scenes, capsys
+):
+    shutil.copytree(tiny_run, "run")
+    assert main.run(["eval", "--workdir", "run", "--save_predictions"]) == 0
+    said = capsys.readouterr().out
+    assert "(sizes: 1, compilations: 1)" in said and "mIoU" in said
+    first = (folder / "run/eval.json").read_text()
+    shutil.rmtree("run/checkpoints")
+    saved = Path("run/predictions/val")
+    assert main.run(["eval", "--workdir", "run", "--predictions", str(saved)]) == 0
+    assert (saved / "eval.json").read_text() == first
+    (saved / "eval.json").unlink()
+    remembered = f"remembered.py:file={tiny_run / 'config.json'}"
+    assert main.run(["eval", "--config", remembered, "--predictions", str(saved)]) == 0
+    assert (saved / "eval.json").read_text() == first
+
+
 def test_eval_on_an_unknown_split(fails, tiny_run):
     message = fails("eval", "--workdir", tiny_run, "--split", "tset")
     _contains(message, "'tset'", "train, val, test")
@@ -359,7 +432,8 @@ def test_help_shows_the_verbs_with_an_example_each(words, capsys):
 def test_help_of_a_verb_lists_its_arguments(verb, capsys):
     with pytest.raises(SystemExit) as caught:
         main.run([verb, "--help"])
-    assert caught.value.code == 0 and "--workdir" in capsys.readouterr().out
+    out, example = capsys.readouterr().out, main.VERBS[verb].example
+    assert caught.value.code == 0 and all(w in out for w in example.split() if w[:2] == "--")
 
 
 def test_describe_prints_one_json_object(folder, capsys):

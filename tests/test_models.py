@@ -10,7 +10,7 @@ import pytest
 from jaxseg import backbones, models
 from jaxseg.backbones.layers import Norm
 from jaxseg.errors import InputError
-from jaxseg.models import deeplabv3, deeplabv3plus, unet
+from jaxseg.models import deeplabv3, deeplabv3plus, pspnet, unet
 
 DOUBLING = (64, 128, 256, 512, 1024)
 
@@ -144,6 +144,92 @@ def test_aspp_rates_double_at_output_stride_8(output_stride, rates):
     with nn.intercept_methods(note):
         trace(deeplabv3.Model(21, backbone), (65, 65))
     assert found[:3] == rates
+
+
+def test_the_cascade_doubles_its_rates_block_by_block():
+    """Section 3.2: at output stride 16, block 4 to 7 at rates 2, 4, 8, 16, times the grid."""
+    import flax.linen as nn
+
+    from jaxseg.backbones.resnet import Bottleneck
+
+    found = {}
+
+    def note(run, args, kwargs, context):
+        if isinstance(context.module, Bottleneck):
+            found["/".join(context.module.path)] = context.module.rate
+        return run(*args, **kwargs)
+
+    grid = {"multi_grid": (1, 2, 1), "strides": "tensorflow"}
+    backbone = backbones.find("resnet50")(output_stride=16, **grid)
+    with nn.intercept_methods(note):
+        count, outputs = trace(deeplabv3.Model(21, backbone, cascade=3), (65, 65))
+    assert [found[f"block{b}/unit1"] for b in (5, 6, 7)] == [4, 8, 16]
+    assert [found[f"block7/unit{u}"] for u in (1, 2, 3)] == [16, 32, 16]
+    assert outputs["logits"].shape == (1, 5, 5, 21)
+    assert count == 63_671_360 + 2048 * 21 + 21  # backbone with block5 to block7, classifier
+
+
+HEADS = [name for name in models.names() if name != "segnet"]  # its decoder mirrors VGG16
+FIELDS = {
+    "deeplabv2": {"scales": (1.0,)},
+    "unet": {"padding": "same", "norm": Norm(), "widths": (8,) * 5},
+}
+FEW = ("resnet18", "vgg16", "xception41", "mobilenetv2")
+MATRIX = [
+    pytest.param(head, name, marks=[] if name in FEW else pytest.mark.slow)
+    for head in HEADS
+    for name in sorted(backbones.VARIANTS)
+]
+
+
+@pytest.mark.parametrize(("head", "backbone"), MATRIX)
+def test_any_backbone_goes_with_any_semantic_head(head, backbone):
+    module = models.paper(head)
+    net = backbones.find(backbone)(output_stride=32 if head in ("unet", "fcn") else 16)
+    model = module.Model(num_classes=7, backbone=net, **FIELDS.get(head, {}))
+    _, outputs = trace(model, (96, 128))
+    image = jax.ShapeDtypeStruct((1, 96, 128, 3), jnp.float32)
+    fields = {k: getattr(model, k) for k in models._keywords(module.predict)}
+    result = jax.eval_shape(partial(module.predict, **fields), outputs, image)
+    assert result["logits"].shape == (1, 96, 128, 7)
+
+
+@pytest.mark.parametrize("size", [(60, 60), (61, 47)])
+def test_pyramid_pooling_is_the_mean_of_the_parts_of_the_scene(size):
+    """With an identity for its convolution: bins by torch's rule, floor and ceil of i n / bins."""
+    x = np.random.default_rng(0).standard_normal((1, *size, 4)).astype(np.float32)
+    net = pspnet.PyramidPooling((3,), 4, True, Norm(kind="none"))
+    variables = net.init(jax.random.key(0), x, train=False)
+    eye = {"pool3": {"conv": {"kernel": jnp.eye(4)[None, None], "bias": jnp.full(4, 100.0)}}}
+    assert jax.tree.map(jnp.shape, eye) == jax.tree.map(jnp.shape, variables["params"])
+    y = net.apply({"params": eye}, x, train=False)[..., 4:] - 100  # the bias passes the ReLU
+    (h, w), rows = size, []
+    for i in range(3):
+        top, bottom = i * h // 3, -(-(i + 1) * h // 3)
+        parts = [(j * w // 3, -(-(j + 1) * w // 3)) for j in range(3)]
+        rows.append([x[0, top:bottom, a:b].mean((0, 1)) for a, b in parts])
+    corners = y[0][np.ix_([0, h - 1], [0, w - 1])]  # aligned corners: the outer bins themselves
+    np.testing.assert_allclose(corners, np.array(rows)[np.ix_([0, 2], [0, 2])], atol=1e-4)
+
+
+def test_the_auxiliary_loss_is_added_with_its_weight():
+    rng = np.random.default_rng(0)
+    outputs = {
+        "logits": jnp.asarray(rng.standard_normal((1, 3, 3, 4)), jnp.float32),
+        "aux_logits": jnp.asarray(rng.standard_normal((1, 3, 3, 4)), jnp.float32),
+    }
+    label = jnp.asarray(rng.integers(0, 4, (1, 17, 17)), jnp.int32)
+    value, logs = pspnet.loss(outputs, {"label": label}, align_corners=True, aux_weight=0.4)
+    main, _ = pspnet.loss({"logits": outputs["logits"]}, {"label": label}, align_corners=True)
+    aux, _ = pspnet.loss({"logits": outputs["aux_logits"]}, {"label": label}, align_corners=True)
+    np.testing.assert_allclose(value, main + 0.4 * aux, rtol=1e-6)
+    np.testing.assert_allclose(logs["main_loss"], main, rtol=1e-6)
+
+
+def test_an_unknown_level_is_refused_with_the_valid_ones():
+    backbone = backbones.find("resnet18")(output_stride=8)
+    with pytest.raises(InputError, match="c1, c2, c3, c4, c5"):
+        trace(pspnet.Model(5, backbone, source="c6"), (64, 64))
 
 
 def test_deeplab_crops_must_meet_the_stride():

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxseg.ops.metrics import confusion, scores
+from jaxseg.ops.metrics import confusion, confusions, scores
 
 count = jax.jit(confusion, static_argnames=("num_classes", "ignore"))
 
@@ -55,6 +55,14 @@ def test_more_than_255_classes_keep_class_255():
     assert counts[255, 255] == 4 and counts.sum() == 4
 
 
+def test_each_image_is_counted_by_itself():
+    prediction, label = np.random.default_rng(0).integers(-1, 6, size=(2, 3, 7, 9))
+    each = jax.jit(confusions, static_argnames="num_classes")(prediction, label, num_classes=5)
+    assert each.dtype == np.int32
+    expected = [reference(p, t, 5, 255) for p, t in zip(prediction, label, strict=True)]
+    np.testing.assert_array_equal(each, expected)
+
+
 def test_all_ignored():
     counts = count(np.zeros((2, 3), np.int32), np.full((2, 3), 255), 4)
     assert not np.any(counts)
@@ -65,6 +73,7 @@ def loops(counts):
     classes = range(len(counts))
     pixels = [(t, p) for t in classes for p in classes for _ in range(counts[t][p])]
     iou, acc, weighted = [], [], 0.0
+    dice, precision, binary = [], [], []
     for k in classes:
         hit = sum(t == k == p for t, p in pixels)
         union = sum(k in pixel for pixel in pixels)
@@ -72,15 +81,28 @@ def loops(counts):
         iou.append(hit / union if union else None)
         acc.append(hit / truth if truth else None)
         weighted += truth * hit / union if truth else 0
-    seen = [value for value in iou if value is not None]
-    true = [value for value in acc if value is not None]
+        found = sum(p == k for _, p in pixels)
+        dice.append(2 * hit / (truth + found) if union else None)
+        precision.append(hit / found if found else None)
+        same = sum((t == k) == (p == k) for t, p in pixels)
+        binary.append(same / len(pixels) if union else None)
+
+    def average(values):
+        present = [value for value in values if value is not None]
+        return sum(present) / len(present)
+
     return {
-        "mIoU": sum(seen) / len(seen),
-        "mAcc": sum(true) / len(true),
+        "mIoU": average(iou),
+        "mAcc": average(acc),
+        "mAcc_binary": average(binary),
+        "mDice": average(dice),
+        "mPrecision": average(precision),
         "aAcc": sum(t == p for t, p in pixels) / len(pixels),
         "fwIoU": weighted / len(pixels),
         "IoU": iou,
         "Acc": acc,
+        "Dice": dice,
+        "precision": precision,
     }
 
 
@@ -115,24 +137,26 @@ def test_scores_by_hand():
         "mAcc": (3 / 4 + 2 / 4) / 2,
         "aAcc": 5 / 8,
         "fwIoU": (4 * 3 / 4 + 4 * 2 / 5) / 8,
+        "mAcc_binary": (7 / 8 + 5 / 8 + 6 / 8) / 3,
+        "mDice": (6 / 7 + 4 / 7 + 0) / 3,
+        "mPrecision": (3 / 3 + 2 / 3 + 0 / 2) / 3,
         "IoU": [3 / 4, 2 / 5, 0.0, None],
         "Acc": [3 / 4, 2 / 4, None, None],
+        "Dice": [6 / 7, 4 / 7, 0.0, None],
+        "precision": [1.0, 2 / 3, 0.0, None],
     }
     assert_close(result, expected)
 
 
 def test_perfect_prediction():
     result = scores(np.diag([5, 0, 2]))
-    assert [result[key] for key in ("mIoU", "mAcc", "aAcc", "fwIoU")] == [1.0] * 4
+    totals = [value for value in result.values() if not isinstance(value, list)]
+    assert totals == [1.0] * 7
 
 
 def test_no_pixels_gives_none_and_not_nan():
     result = scores(np.zeros((3, 3), np.int64))
-    assert result == {
-        **dict.fromkeys(("mIoU", "mAcc", "aAcc", "fwIoU")),
-        "IoU": [None] * 3,
-        "Acc": [None] * 3,
-    }
+    assert all(value is None or value == [None] * 3 for value in result.values())
 
 
 def test_scores_are_plain_python():

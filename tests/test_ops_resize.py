@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from PIL import Image
 
 from jaxseg.ops.resize import nearest, resize
 
@@ -145,3 +146,15 @@ def test_nearest_gradient_sums_the_copies():
     x = random(1, 2, 3, 2)
     dx = jax.grad(lambda x: nearest(x, (4, 9)).sum())(x)
     np.testing.assert_array_equal(dx, np.full(x.shape, 6.0))
+
+
+@pytest.mark.parametrize("size", [(7, 9), (20, 9), (13, 40), (31, 23), (1, 1)])
+def test_antialiasing_is_pillows(size):
+    """Pillow resizes float pictures in float32, with triangles as wide as an output pixel."""
+    x = np.random.default_rng(0).random((2, 20, 23, 3), np.float32)
+    found = resize(jnp.asarray(x), size, antialias=True)
+    for image, ours in zip(x, found, strict=True):
+        for channel in range(3):
+            picture = Image.fromarray(image[..., channel])
+            theirs = picture.resize(size[::-1], Image.Resampling.BILINEAR)
+            np.testing.assert_allclose(ours[..., channel], np.asarray(theirs), atol=2e-6)

@@ -60,6 +60,13 @@ def test_poly_decays_from_lr_to_min_lr():
     assert all(a > b for a, b in zip(rates[:20], rates[1:21], strict=True))
 
 
+def test_the_rate_drops_at_each_of_the_given_steps():
+    rates = _rates(_optim(lr=0.5, power=0.0, drops=(4, 10), drop_factor=0.2))
+    assert rates == pytest.approx([0.5] * 4 + [0.1] * 6 + [0.02] * 12)
+    poly, both = _rates(_optim(lr=0.5)), _rates(_optim(lr=0.5, drops=(5,)))
+    assert both == pytest.approx(poly[:5] + [0.1 * rate for rate in poly[5:]])
+
+
 def test_power_0_is_a_constant_rate():
     assert _rates(_optim(lr=0.5, power=0.0, min_lr=0.1)) == pytest.approx([0.5] * 22)
 

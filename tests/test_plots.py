@@ -66,6 +66,12 @@ def test_a_confusion_is_drawn(tmp_path, matrix):
     assert _picture(tmp_path / "confusion.png").std() > 5
 
 
+@pytest.mark.parametrize("values", [[0.3, 0.5, 0.6], [None, 0.5, 0.6], [None] * 3])
+def test_a_trimap_is_drawn(tmp_path, values):
+    plots.trimap((1, 2, 40), values, tmp_path / "trimap.png")
+    assert _picture(tmp_path / "trimap.png").std() > 5
+
+
 @pytest.mark.parametrize("count", [2, 40])
 def test_a_confusion_grows_with_its_classes(tmp_path, count):
     names = [f"class {k}" for k in range(count)]

@@ -1,17 +1,22 @@
 """Prediction: the two-line API, the files that the verb writes, and what it refuses."""
 
+import json
+import os
+import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import jaxseg
-from jaxseg.data.colours import colourise
+from jaxseg.data.colours import colourise, read_note
 from jaxseg.data.sources import Shapes
 from jaxseg.errors import InputError
-from jaxseg.predict import collect, predict
+from jaxseg.predict import Formats, Predictor, collect, predict
 
+ARRAYS = Formats(logits=True)
 SIZES = [(17, 23), (32, 32), (1, 1), (40, 5)]
 
 
@@ -81,9 +86,8 @@ def test_other_arrays_are_refused_with_what_is_needed(predictor, image):
     assert f"{image.dtype} {list(image.shape)}" in str(error.value)
 
 
-def test_eval_scale_answers_at_the_size_of_the_image(tiny_run, predictor):
-    scaled = jaxseg.load(tiny_run)
-    scaled.config.eval.scale = 0.5
+def test_settings_of_the_evaluation_can_be_others(tiny_run, predictor):
+    scaled = Predictor(tiny_run, [("eval.scales", "(0.5,)")])
     result = scaled(_image((17, 23)))
     assert result.label.shape == (17, 23)
     np.testing.assert_array_equal(result.label, result.logits.argmax(-1))
@@ -93,7 +97,7 @@ def test_eval_scale_answers_at_the_size_of_the_image(tiny_run, predictor):
 def test_files_hold_the_ids_the_colours_and_the_logits(tiny_run, predictor, tmp_path, capsys):
     paths = [_save(tmp_path / "in" / f"{k}.png", size, k) for k, size in enumerate(SIZES)]
     output = tmp_path / "deep" / "out"
-    assert predict(tiny_run, [tmp_path / "in"], output, save_logits=True) == 0
+    assert predict(tiny_run, [tmp_path / "in"], output, ARRAYS) == 0
     names = [f"{k}{end}" for k in range(len(SIZES)) for end in (".npz", ".png", "_overlay.png")]
     assert sorted(p.name for p in output.iterdir()) == sorted(names)
     for k, (path, size) in enumerate(zip(paths, SIZES, strict=True)):
@@ -107,7 +111,9 @@ def test_files_hold_the_ids_the_colours_and_the_logits(tiny_run, predictor, tmp_
         with np.load(output / f"{k}.npz") as stored:
             assert list(stored) == ["logits"] and stored["logits"].dtype == np.float32
             np.testing.assert_array_equal(stored["logits"], result.logits)
-    assert f"4/4  {paths[3]} -> {output / '3.png'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"4/4  {paths[3]} -> {output / '3.png'}" in said
+    assert "images: 4, labelled: 4, compilations: 4" in said
 
 
 def test_without_save_logits_there_are_none(tiny_run, tmp_path):
@@ -122,7 +128,7 @@ def test_grey_transparent_and_rotated_files_are_converted(tiny_run, predictor, t
     grey.save(tmp_path / "grey.png")
     Image.fromarray(np.dstack([image, image[..., 0]])).save(tmp_path / "clear.png")
     Image.fromarray(image).save(tmp_path / "rotated.png", exif=exif)
-    predict(tiny_run, [tmp_path], tmp_path / "out", save_logits=True)
+    predict(tiny_run, [tmp_path], tmp_path / "out", ARRAYS)
     expected = {
         "grey": np.repeat(np.asarray(grey)[..., None], 3, axis=2),
         "clear": image,
@@ -146,11 +152,22 @@ def test_two_images_of_one_name_are_refused(tmp_path):
         collect([a, b])
 
 
-def test_an_image_named_like_anothers_overlay_is_refused(tmp_path):
-    _save(tmp_path / "a.png")
-    _save(tmp_path / "a_overlay.png")
-    with pytest.raises(InputError, match=r"would both become a_overlay\.png"):
-        collect([tmp_path])
+def test_patterns_are_the_images_that_match(tmp_path):
+    a, b = _save(tmp_path / "one" / "a.png"), _save(tmp_path / "two" / "deep" / "b.jpg")
+    (tmp_path / "one" / "a.txt").touch()
+    assert collect([tmp_path / "**" / "*.*"]) == {"a": a, "b": b}
+    assert collect([tmp_path / "o?e" / "*"]) == {"a": a}
+    with pytest.raises(InputError, match=r"no images match .*\*\.tif: needs files ending in \.jpg"):
+        collect([tmp_path / "*.tif"])
+
+
+@pytest.mark.parametrize("other", ["a_overlay", "legend"])
+def test_an_image_whose_labels_would_be_another_output_is_refused(tiny_run, tmp_path, other):
+    _save(tmp_path / "in" / "a.png")
+    _save(tmp_path / "in" / f"{other}.png")
+    with pytest.raises(InputError, match=rf"would both become {other}\.png"):
+        predict(tiny_run, [tmp_path / "in"], tmp_path / "out", legend=True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["a.png", "a_overlay.png"])
@@ -192,3 +209,145 @@ def test_an_output_that_is_a_file_is_refused(tiny_run, tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no run in .*config\.json is missing"):
         jaxseg.load(tmp_path)
+
+
+def test_probabilities_are_the_softmax_of_the_logits(tiny_run, predictor, tmp_path):
+    image = _save(tmp_path / "a.png")
+    predict(tiny_run, [image], tmp_path / "out", Formats(probabilities=True))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        *("a.png", "a_overlay.png", "a_probabilities.npz"),
+    ]
+    with np.load(tmp_path / "out" / "a_probabilities.npz") as stored:
+        found = stored["probabilities"]
+    expected = np.exp(predictor(_read(image)).logits.astype(np.float64))
+    expected /= expected.sum(-1, keepdims=True)
+    assert found.dtype == np.float32 and np.abs(found - expected).max() < 1e-6
+
+
+def test_the_legend_shows_every_colour(tiny_run, predictor, tmp_path):
+    predict(tiny_run, [_save(tmp_path / "a.png")], tmp_path / "out", legend=True)
+    shown = {tuple(c) for c in _read(tmp_path / "out" / "legend.png").reshape(-1, 3).tolist()}
+    assert set(predictor.classes.palette) <= shown
+
+
+def _times(output: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in output.iterdir()}
+
+
+@pytest.fixture
+def done(tiny_run, tmp_path) -> tuple[Path, Path]:
+    """(inputs, outputs) of a finished prediction of three images, a second ago."""
+    for name in ("a", "b", "c"):
+        _save(tmp_path / "in" / f"{name}.png")
+    predict(tiny_run, [tmp_path / "in"], tmp_path / "out")
+    for path in [*(tmp_path / "in").iterdir(), *(tmp_path / "out").iterdir()]:
+        os.utime(path, ns=(10**18, 10**18))
+    return tmp_path / "in", tmp_path / "out"
+
+
+def _redone(done: tuple[Path, Path], *args, **options) -> set[str]:
+    """The files that another prediction writes."""
+    before = _times(done[1])
+    predict(*args, **options)
+    return {name for name, at in _times(done[1]).items() if at != before.get(name)}
+
+
+def test_what_is_there_is_not_labelled_again(tiny_run, done, capsys):
+    capsys.readouterr()
+    assert _redone(done, tiny_run, [done[0]], done[1]) == set()
+    said = capsys.readouterr().out
+    assert "(is there)" in said and "images: 3, labelled: 0, compilations: 0" in said
+
+
+@pytest.mark.parametrize("lost", ["b.png", "b_overlay.png"])
+def test_a_stopped_prediction_goes_on_with_the_images_that_are_missing(tiny_run, done, lost):
+    (done[1] / lost).unlink()
+    assert _redone(done, tiny_run, [done[0]], done[1]) == {"b.png", "b_overlay.png"}
+
+
+def test_an_image_that_is_newer_than_its_labels_is_labelled_again(tiny_run, done):
+    os.utime(done[0] / "c.png")
+    assert _redone(done, tiny_run, [done[0]], done[1]) == {"c.png", "c_overlay.png"}
+
+
+def test_labels_of_other_settings_or_of_unknown_origin_are_made_again(tiny_run, done):
+    Image.fromarray(_image((17, 23))).save(done[1] / "a.png")
+    os.utime(done[1] / "a.png", ns=(10**18, 10**18))
+    assert _redone(done, tiny_run, [done[0]], done[1]) == {"a.png", "a_overlay.png"}
+    every = {f"{name}{end}" for name in "abc" for end in (".png", "_overlay.png")}
+    flipped = {"overrides": [("eval.flip", "true")]}
+    assert _redone(done, tiny_run, [done[0]], done[1], **flipped) == every
+    assert _redone(done, tiny_run, [done[0]], done[1], **flipped) == set()
+    slower = [*flipped["overrides"], ("eval.batch", "3")]
+    assert _redone(done, tiny_run, [done[0]], done[1], overrides=slower) == set()
+
+
+def test_a_format_that_is_missing_is_added(tiny_run, done):
+    redone = _redone(done, tiny_run, [done[0] / "a.png"], done[1], ARRAYS)
+    assert redone == {"a.npz", "a.png", "a_overlay.png"}
+
+
+def test_processes_share_the_images(tiny_run, tmp_path):
+    for name in "abcde":
+        _save(tmp_path / "in" / f"{name}.png")
+    seen = []
+    for i in (1, 2):
+        output = tmp_path / f"out{i}"
+        predict(tiny_run, [tmp_path / "in"], output, part=(i, 2))
+        seen.append(sorted(p.stem for p in output.glob("?.png")))
+    assert seen == [["a", "c", "e"], ["b", "d"]]
+
+
+def test_nothing_half_written_is_left_where_writing_fails(tiny_run, tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("jaxseg.predict.colours.save_label", fail)
+    with pytest.raises(OSError, match="disk full"):
+        predict(tiny_run, [_save(tmp_path / "a.png")], tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_overlay.png"]
+
+
+def test_many_sizes_share_few_shapes(tiny_run, predictor, tmp_path, capsys):
+    sizes = [(20 + i, 30 - i) for i in range(5)]
+    for i, size in enumerate(sizes):
+        _save(tmp_path / "in" / f"{i}.png", size, i)
+    two = [("eval.buckets", "2")]
+    predict(tiny_run, [tmp_path / "in"], tmp_path / "out", ARRAYS, overrides=two)
+    assert "images: 5, labelled: 5, compilations: 2" in capsys.readouterr().out
+    for i, size in enumerate(sizes):
+        height, width = json.loads(read_note(tmp_path / "out" / f"{i}.png"))["shape"]
+        grown = np.pad(
+            _image(size, i), [(0, height - size[0]), (0, width - size[1]), (0, 0)], "symmetric"
+        )
+        expected = predictor(grown).logits[: size[0], : size[1]]
+        with np.load(tmp_path / "out" / f"{i}.npz") as stored:
+            np.testing.assert_array_equal(stored["logits"], expected)
+        np.testing.assert_array_equal(_read(tmp_path / "out" / f"{i}.png"), expected.argmax(-1))
+
+
+def test_an_answer_that_is_not_finite_is_refused(tiny_run):
+    predictor = Predictor(tiny_run)
+    predictor.variables["params"]["classifier"]["bias"] *= jnp.nan
+    with pytest.raises(InputError, match="answer is not finite"):
+        predictor(_image((17, 23)))
+
+
+def test_windows_label_an_image_larger_than_they_are(tiny_run, predictor):
+    asked = [("eval.mode", "slide"), ("eval.crop", "(16,16)"), ("eval.stride", "(8,8)")]
+    windows, image = Predictor(tiny_run, asked), _image((50, 70))
+    result = windows(image)
+    label, logits = windows.infer(image, (50, 70), logits=False)
+    assert logits is None and result.label.shape == (50, 70)
+    np.testing.assert_array_equal(label, result.label)
+    assert np.mean(result.label == predictor(image).label) > 0.5
+
+
+def test_a_run_from_before_the_settings_takes_their_defaults(tiny_run, predictor, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["eval"] = {"batch": 8, "scale": 1.0, "pictures": 2}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    old = jaxseg.load(tmp_path / "run")
+    assert old.config.eval.mode == "whole" and old.config.eval.batch == 8
+    np.testing.assert_array_equal(old(_image((9, 9))).logits, predictor(_image((9, 9))).logits)

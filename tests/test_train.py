@@ -40,7 +40,8 @@ def deeplab_config(**changes):
     """Dilation, pooling, upsampling, batch norm: what a mesh could get wrong."""
     config = configs.default()
     config.data.crop = (65, 33)
-    config.model.update(name="deeplabv3plus", num_classes=8, decoder=16, low_level=8, dropout=0.0)
+    config.model.update(name="deeplabv3plus", num_classes=8, decoder=(16, 16))
+    config.model.update(low_level=8, dropout=0.0)
     config.model.backbone = {"name": "resnet18", "output_stride": 8}
     config.optim.lr = 1e-3  # small: batch norm over few pixels amplifies rounding from step to step
     config.train.update(steps=3, batch=8)
@@ -172,10 +173,11 @@ def test_ema_is_the_moving_average_and_is_what_evaluation_uses():
     _, init, step = build(config, mesh)
     before = init()
     after, _ = jax.jit(step)(before, sharding.put_batch(random_batch(config), mesh))
-    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, before.params, after.params)
+    current = [{"params": s.params, "batch_stats": s.batch_stats} for s in (before, after)]
+    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, *current)
     for x, y in zip(jax.tree.leaves(after.ema), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6)
-    assert after.variables()["params"] is after.ema
+    assert after.variables() is after.ema
 
 
 def metrics_of(workdir):
@@ -248,10 +250,21 @@ def test_a_warm_start_takes_what_fits_and_names_the_rest(tmp_path, few_scenes, c
         np.testing.assert_allclose(a, b, atol=1e-6)
     wider = small_config(train__steps=1, model__widths=(4, 12), init__workdir=tmp_path / "first")
     assert train(wider, tmp_path / "third") == 0
-    assert "1 of 22 parameter arrays" in (out := capsys.readouterr().out)
-    assert "new: classifier/kernel, down0_1/conv/kernel" in out
+    assert "1 of 34 arrays" in (out := capsys.readouterr().out)
+    assert "classifier/kernel, down0_1/conv/kernel" in out
     with pytest.raises(InputError, match="none of its parameters fits"):
-        warm_start(config, {"head": {"kernel": jnp.zeros(3)}})
+        warm_start(tmp_path / "first", {"params": {"head": {"kernel": jnp.zeros(3)}}})
+
+
+def test_the_moving_average_starts_from_the_weights_that_a_run_starts_from(tmp_path, few_scenes):
+    assert train(small_config(train__steps=1), tmp_path / "first") == 0
+    start = load_variables(tmp_path / "first")[2]["params"]
+    options = {"train__ema": 0.999, "optim__lr": 1e-9, "train__steps": 1}
+    config = small_config(**options, init__workdir=tmp_path / "first")
+    assert train(config, tmp_path / "second") == 0
+    average = load_variables(tmp_path / "second")[2]["params"]
+    for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(average), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_the_batch_must_divide_over_the_devices(tmp_path):

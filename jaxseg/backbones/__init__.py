@@ -5,10 +5,15 @@ No stride is above `output_stride`. One file a family; its `VARIANTS` name its m
 
 from collections.abc import Callable
 
-from jaxseg.backbones import resnet
+from jaxseg.backbones import mobilenet, resnet, vgg, xception
 from jaxseg.errors import unknown
 
-VARIANTS: dict[str, Callable] = {**resnet.VARIANTS}
+VARIANTS: dict[str, Callable] = {
+    **resnet.VARIANTS,
+    **vgg.VARIANTS,
+    **xception.VARIANTS,
+    **mobilenet.VARIANTS,
+}
 
 
 def find(name: str) -> Callable:

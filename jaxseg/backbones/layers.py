@@ -1,14 +1,17 @@
 """The blocks that every network is made of: convolution, norm, activation."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 
 from jaxseg.errors import unknown
+from jaxseg.ops.conv import conv, depthwise
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, ReLU
+he_depthwise = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # of [k,k,1,C]: k * k
+Activation = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,36 +36,96 @@ class Norm:
         return nn.BatchNorm(use_running, momentum=self.momentum, epsilon=self.epsilon, name=name)(x)
 
 
-class ConvNorm(nn.Module):
-    """Convolution, norm, ReLU: [B,h,w,C] -> [B,h/stride,w/stride,features].
+class Conv(nn.Module):
+    """Convolution: [B,h,w,C] -> [B,h/stride,w/stride,features].
 
-    Padding is symmetric, rate * (kernel - 1) / 2, as in Caffe and torch; "VALID" pads nothing. The
-    convolution has a bias only where no norm follows.
+    Padding "same" is symmetric, rate * (kernel - 1) / 2, as in Caffe and torch; "valid" pads
+    nothing; a number pads so many pixels on every side. features=0: depthwise, one filter for each
+    input channel, kernel [k,k,1,C].
     """
 
     features: int
     kernel: int = 3
     stride: int = 1
     rate: int = 1  # dilation
+    padding: str | int = "same"
+    use_bias: bool = True
+    kernel_init: Callable = he_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        pad = {"valid": 0, "same": self.rate * (self.kernel - 1) // 2}.get(
+            self.padding, self.padding
+        )
+        if self.features:
+            shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        else:
+            shape = (self.kernel, self.kernel, 1, x.shape[-1])
+        kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
+        pads = ((pad, pad), (pad, pad))
+        if self.features:
+            x = conv(x, kernel, self.stride, self.rate, pads)
+        else:
+            x = depthwise(x, kernel[:, :, 0], self.stride, self.rate, pads)
+        if self.use_bias:
+            x += self.param("bias", nn.initializers.zeros, shape[-1:]).astype(x.dtype)
+        return x
+
+
+class ConvNorm(nn.Module):
+    """Convolution, norm, activation: [B,h,w,C] -> [B,h/stride,w/stride,features].
+
+    use_bias=None: the convolution has a bias only where no norm follows.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    rate: int = 1
     norm: Norm = Norm()
-    relu: bool = True
-    padding: str = "same"
+    act: Activation | None = nn.relu
+    padding: str | int = "same"
+    use_bias: bool | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        pad = 0 if self.padding == "valid" else self.rate * (self.kernel - 1) // 2
-        x = nn.Conv(
-            self.features,
-            (self.kernel, self.kernel),
-            strides=self.stride,
-            padding=[(pad, pad)] * 2,
-            kernel_dilation=self.rate,
-            use_bias=self.norm.kind == "none",
-            kernel_init=he_normal,
-            name="conv",
+        bias = self.norm.kind == "none" if self.use_bias is None else self.use_bias
+        x = Conv(
+            self.features, self.kernel, self.stride, self.rate, self.padding, bias, name="conv"
         )(x)
         x = self.norm(x, train)
-        return nn.relu(x) if self.relu else x
+        return self.act(x) if self.act else x
+
+
+class SeparableConvNorm(nn.Module):
+    """A depthwise convolution, then a 1x1 one that mixes the channels; norm and act after both.
+
+    [B,h,w,C] -> [B,h/stride,w/stride,features]. Chollet, "Xception", CVPR 2017. inner_norm and
+    inner_act tell what stands between the two.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    rate: int = 1
+    norm: Norm = Norm()
+    act: Activation | None = nn.relu
+    inner_norm: bool = True
+    inner_act: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = Conv(
+            *(0, self.kernel, self.stride, self.rate),
+            use_bias=False,
+            kernel_init=he_depthwise,
+            name="depthwise",
+        )(x)
+        if self.inner_norm:
+            x = self.norm(x, train, name="inner_norm")
+        if self.inner_act and self.act:
+            x = self.act(x)
+        return ConvNorm(self.features, 1, norm=self.norm, act=self.act, name="pointwise")(x, train)
 
 
 class UpConv(nn.Module):
@@ -86,13 +149,19 @@ class UpConv(nn.Module):
         return y.reshape(b, 2 * h, 2 * w, self.features) + bias
 
 
-def classifier(num_classes: int, name: str = "classifier") -> nn.Module:
-    """The last 1x1 convolution, [B,h,w,C] -> logits [B,h,w,K].
+def classifier(num_classes: int, kernel: int = 1, name: str = "classifier") -> nn.Module:
+    """The last convolution, [B,h,w,C] -> logits [B,h,w,K].
 
     Its initial weights have variance 1 / C: much smaller ones start all classes at a saddle, where
     narrow networks learn foreground from background and then rest for hundreds of steps.
     """
-    return nn.Conv(num_classes, (1, 1), kernel_init=nn.initializers.lecun_normal(), name=name)
+    return Conv(num_classes, kernel, kernel_init=nn.initializers.lecun_normal(), name=name)
+
+
+def dropout(rate: float, x: jax.Array, train: bool, channels: bool = False) -> jax.Array:
+    """Dropout of single values, or of whole channels (torch's Dropout2d); call inside a module."""
+    dims = (1, 2) if channels else ()
+    return nn.Dropout(rate, broadcast_dims=dims, deterministic=not train)(x)
 
 
 def stage_strides(strides: Sequence[int], output_stride: int) -> list[tuple[int, int]]:

@@ -5,8 +5,11 @@ image [B,H,W,C] -> c1 [B,H/2,W/2,64 or 128], c2 [B,H/4,W/4,256], c3 (stride 8, 5
 c4 (stride 16, 1024), c5 (stride 32, 2048); a quarter of these channels from c2 on for depths 18 and
 34. Past `output_stride`, stride turns into dilation.
 
-Differs from the paper: the stride of a bottleneck sits in its 3x3 convolution (as in torch) unless
-`stride_in_1x1`; the classifier is left out.
+The released networks differ where a stage's stride sits (`strides`), in the rate of the first unit
+after a stride became dilation (`contract`), in what multi-grid means (`absolute_grid`) and in the
+stem; the parameter count does not tell them apart, but their weights do not fit each other.
+
+Differs from the paper: the classifier is left out.
 """
 
 from functools import partial
@@ -16,7 +19,7 @@ import jax
 
 from jaxseg.backbones.layers import ConvNorm, Norm, stage_strides
 from jaxseg.errors import unknown
-from jaxseg.ops.pool import max_pool
+from jaxseg.ops.pool import avg_pool, max_pool
 
 BLOCKS = {
     18: (2, 2, 2, 2),
@@ -28,10 +31,21 @@ BLOCKS = {
 # Widths of three 3x3 convolutions; None: one 7x7 convolution.
 STEMS = {
     "7x7": None,
-    "deep": (64, 64, 128),
-    "v1c": (32, 32, 64),
+    "deep": (64, 64, 128),  # PSPNet, the TensorFlow DeepLab
+    "v1c": (32, 32, 64),  # He et al. 2019, "Bag of Tricks", arXiv:1812.01187, Fig. 2b
+    "v1d": (32, 32, 64),  # Fig. 2c: the shortcut's stride is an average pooling too
 }
-CHOICES = {"depth": BLOCKS, "stem": STEMS, "output_stride": (4, 8, 16, 32)}
+STRIDES = (
+    "pytorch",  # in the 3x3 convolution of a stage's first unit
+    "caffe",  # in its first 1x1 convolution: the MSRA weights, PSPNet, DeepLab v2
+    "tensorflow",  # in the 3x3 convolution of the last unit of the stage before: DeepLab v3, v3+
+)
+CHOICES = {
+    "depth": BLOCKS,
+    "stem": STEMS,
+    "strides": STRIDES,
+    "output_stride": (4, 8, 16, 32),
+}
 
 
 class Basic(nn.Module):
@@ -41,15 +55,15 @@ class Basic(nn.Module):
     stride: int
     rate: int
     norm: Norm
+    strides: str = "pytorch"
+    avg_down: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = partial(ConvNorm, norm=self.norm)
         y = conv(self.features, 3, self.stride, self.rate, name="conv1")(x, train)
-        y = conv(self.features, 3, rate=self.rate, relu=False, name="conv2")(y, train)
-        if x.shape != y.shape:
-            x = conv(self.features, 1, self.stride, relu=False, name="shortcut")(x, train)
-        return nn.relu(x + y)
+        y = conv(self.features, 3, rate=self.rate, act=None, name="conv2")(y, train)
+        return nn.relu(shortcut(x, y.shape, self.stride, self.avg_down, conv, train) + y)
 
 
 class Bottleneck(nn.Module):
@@ -59,64 +73,116 @@ class Bottleneck(nn.Module):
     stride: int
     rate: int
     norm: Norm
-    stride_in_1x1: bool = False
+    strides: str = "pytorch"
+    avg_down: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = partial(ConvNorm, norm=self.norm)
-        first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
+        first, second = (self.stride, 1) if self.strides == "caffe" else (1, self.stride)
         y = conv(self.features // 4, 1, first, name="conv1")(x, train)
         y = conv(self.features // 4, 3, second, self.rate, name="conv2")(y, train)
-        y = conv(self.features, 1, relu=False, name="conv3")(y, train)
-        if x.shape != y.shape:
-            x = conv(self.features, 1, self.stride, relu=False, name="shortcut")(x, train)
-        return nn.relu(x + y)
+        y = conv(self.features, 1, act=None, name="conv3")(y, train)
+        return nn.relu(shortcut(x, y.shape, self.stride, self.avg_down, conv, train) + y)
+
+
+def shortcut(
+    x: jax.Array, shape: tuple[int, ...], stride: int, avg_down: bool, conv: partial, train: bool
+) -> jax.Array:
+    """x itself, subsampled where it must be, projected where the channels differ. Section 3.3."""
+    if x.shape[-1] == shape[-1]:
+        return x[:, ::stride, ::stride]
+    if avg_down and stride > 1:
+        x, stride = avg_pool(x, stride, stride, ceil=True), 1
+    return conv(shape[-1], 1, stride, act=None, name="shortcut")(x, train)
+
+
+class Stage(nn.Module):
+    """Residual units of one width, each with its (stride, rate).
+
+    [B,h,w,C] -> (its output, the last map before its last unit's stride: the same where that is 1).
+    """
+
+    unit: partial
+    features: int
+    plan: tuple[tuple[int, int], ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        for i, (stride, rate) in enumerate(self.plan, start=1):
+            before = x
+            x = self.unit(self.features, stride, rate, name=f"unit{i}")(x, train)
+        return x, before if stride > 1 and len(self.plan) > 1 else x
 
 
 class Backbone(nn.Module):
     depth: int = 50
-    stem: str = "7x7"  # "deep" = 3x3 of 64, 64, 128 (PSPNet, TF DeepLab); "v1c" = 32, 32, 64
+    stem: str = "7x7"  # or "deep", "v1c", "v1d"
     output_stride: int = 32
+    strides: str = "pytorch"  # or "caffe", "tensorflow": which unit of a stage takes its stride
+    contract: bool = False  # a dilated stage's first unit keeps the rate of the stage before
     multi_grid: tuple[int, ...] = (1, 1, 1)  # DeepLab v3, section 3.1: factors of conv5's rates
-    stride_in_1x1: bool = False  # the MSRA weights' style
+    absolute_grid: bool = False  # multi_grid's rates replace conv5's (MMSegmentation)
+    ceil_mode: bool = False  # the max-pooling rounds its size up, as in Caffe
     norm: Norm = Norm()
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
+        """image [B,H,W,C] -> c1 .. c5."""
         for key, valid in CHOICES.items():
             if getattr(self, key) not in valid:
                 raise unknown(f"backbone.{key}", str(getattr(self, key)), map(str, valid))
-        conv = partial(ConvNorm, norm=self.norm)
         if STEMS[self.stem] is None:
-            x = conv(64, 7, 2, name="stem")(image, train)
+            x = ConvNorm(64, 7, 2, norm=self.norm, name="stem")(image, train)
         else:
             x = image
             for i, features in enumerate(STEMS[self.stem], start=1):
-                x = conv(features, 3, 2 if i == 1 else 1, name=f"stem{i}")(x, train)
+                stride = 2 if i == 1 else 1
+                x = ConvNorm(features, 3, stride, norm=self.norm, name=f"stem{i}")(x, train)
         outputs = {"c1": x}
-        x = max_pool(x, window=3, stride=2, padding=1)
-
-        plan = stage_strides((2, 2, 1, 2, 2, 2), self.output_stride)[2:]
-        for stage, (blocks, (stride, rate)) in enumerate(
-            zip(BLOCKS[self.depth], plan, strict=True), 2
-        ):
-            for block in range(blocks):
-                grid = self.multi_grid[block % len(self.multi_grid)] if stage == 5 else 1
-                unit = (
-                    Basic
-                    if self.depth < 50
-                    else partial(Bottleneck, stride_in_1x1=self.stride_in_1x1)
-                )
-                features = 2 ** (stage + (4 if self.depth < 50 else 6))
-                x = unit(
-                    features,
-                    stride if block == 0 else 1,
-                    rate * grid,
-                    self.norm,
-                    name=f"conv{stage}_{block + 1}",
-                )(x, train)
-            outputs[f"c{stage}"] = x
+        x = max_pool(x, window=3, stride=2, padding=1, ceil=self.ceil_mode)
+        for stage, plan in enumerate(self.plans(), start=2):
+            features = 2 ** (stage + (4 if self.depth < 50 else 6))
+            x, outputs[f"c{stage}"] = Stage(self.unit(), features, plan, name=f"conv{stage}")(
+                x, train
+            )
         return outputs
+
+    def unit(self) -> partial:
+        """The residual unit of this depth, to be called with its features, stride and rate."""
+        kind = Basic if self.depth < 50 else Bottleneck
+        style = {"strides": self.strides, "avg_down": self.stem == "v1d"}
+        return partial(kind, norm=self.norm, **style)
+
+    def plans(self) -> list[tuple[tuple[int, int], ...]]:
+        """(stride, rate) of every unit of conv2 .. conv5."""
+        if self.strides == "tensorflow":
+            ends = stage_strides((2, 2, 2, 2, 2, 1), self.output_stride)
+            strides = [stride for stride, _ in ends[2:]]
+            rates = [rate for _, rate in ends[1:5]]  # a stride takes effect after its unit
+        else:
+            starts = stage_strides((2, 2, 1, 2, 2, 2), self.output_stride)
+            strides, rates = zip(*starts[2:], strict=True)
+        plans = []
+        for stage, units in enumerate(BLOCKS[self.depth]):
+            plan = [(1, rates[stage])] * units
+            if self.strides == "tensorflow":
+                plan[-1] = (strides[stage], rates[stage])
+            else:
+                first = rates[max(stage - 1, 0)] if self.contract else rates[stage]
+                plan[0] = (strides[stage], first)
+            if stage == 3:
+                plan = multiply(plan, self.multi_grid, self.absolute_grid)
+            plans.append(tuple(plan))
+        return plans
+
+
+def multiply(
+    plan: list[tuple[int, int]], grid: tuple[int, ...], absolute: bool = False
+) -> list[tuple[int, int]]:
+    """Multi-grid: the rates of a stage's units times, or replaced by, those of `grid`."""
+    grid = [grid[i % len(grid)] for i in range(len(plan))]
+    return [(s, g if absolute else r * g) for (s, r), g in zip(plan, grid, strict=True)]
 
 
 VARIANTS = {f"resnet{depth}": partial(Backbone, depth=depth) for depth in BLOCKS}

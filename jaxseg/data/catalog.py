@@ -1,90 +1,171 @@
-"""Data sets by name: where they are, what their classes mean, and a reader for a split."""
+"""Data sets by name: where they are, what their classes mean, and a reader for a split.
 
-import csv
-import json
+A data set is named by one of
+    shapes                 the embedded one
+    NAME                   a data set of LAYOUTS, in the folder NAME under `root` or $JAXSEG_DATA
+    FOLDER                 a plain folder with classes.json, by its path or its name there
+    tfds:NAME              a data set of TensorFlow Datasets in ArrayRecord files, see `records`
+    LAYOUT:FOLDER          any of LAYOUTS at any place, such as voc2012:/data/VOCdevkit/VOC2012,
+                           labelme:annotated, cvat:export, colours:masks, coco_json:export,
+                           list:pairs.csv (a file)
+The function of a layout says in its docstring which tree it expects. A data set of LAYOUTS may also
+lie in the plain form, with classes.json.
+"""
+
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from jaxseg.data.colours import Classes, voc_palette
-from jaxseg.data.sources import TREE, Folder, Shapes
-from jaxseg.errors import InputError
+import numpy as np
 
-LABELS = Path(__file__).parent / "labels"
+from jaxseg.data import cityscapes, coco, labelme, own, records, scenes, tables, voc
+from jaxseg.data.colours import Classes
+from jaxseg.data.sources import Files, Listing, Shapes
+from jaxseg.data.tables import Table
+from jaxseg.data.tables import read_classes as read_classes  # what else knows a data set's classes
+from jaxseg.data.tables import write_classes as write_classes
+from jaxseg.errors import InputError, unknown
+
+
+class Layout(NamedTuple):
+    """How a data set lies on the disk."""
+
+    listing: Callable[[Path, str, Table], Listing]
+    table: str | Callable[[Path], Table]  # labels/TABLE.csv, or a function of the folder
+    splits: tuple[str, ...] = ("train", "val")
+
+
+def _json_table(root: Path) -> Table:
+    folder = root if root.is_dir() else root.parent
+    return tables.read_json(folder / "classes.json", own.TREE)
+
+
+TESTED = ("train", "val", "test")
+LAYOUTS = {
+    "ade20k": Layout(scenes.ade20k, "ade20k"),
+    "camvid": Layout(scenes.camvid, "camvid", TESTED),
+    "camvid32": Layout(scenes.camvid32, "camvid32", TESTED),
+    "cityscapes": Layout(cityscapes.cityscapes, "cityscapes"),
+    "cityscapes_panoptic": Layout(cityscapes.cityscapes_panoptic, "cityscapes"),
+    "coco": Layout(coco.coco, "coco"),
+    "coco_voc": Layout(coco.coco, "coco_voc"),  # VOC's classes alone: torchvision's labels
+    "coco_panoptic": Layout(coco.coco_panoptic, "coco_panoptic"),
+    "coco_stuff": Layout(coco.coco_stuff, "coco_stuff"),
+    "isbi2012": Layout(scenes.isbi2012, "isbi2012"),
+    "kitti": Layout(cityscapes.kitti, "cityscapes"),
+    "nuclei": Layout(scenes.nuclei, "nuclei"),
+    "pascal_context": Layout(voc.pascal_context, "pascal_context"),  # 59 classes
+    "pascal_context60": Layout(voc.pascal_context, "pascal_context60"),  # and the background
+    "pets": Layout(scenes.pets, "pets", ("train", "val", "test")),
+    "sunrgbd": Layout(scenes.sunrgbd, "sunrgbd"),
+    "voc2012": Layout(voc.voc2012, "voc2012"),
+}
+OWN = {
+    "coco_json": Layout(coco.coco_json, coco.json_table),
+    "colours": Layout(own.colours, _json_table),
+    "cvat": Layout(voc.cvat, voc.cvat_table),
+    "labelme": Layout(labelme.labelme, labelme.labelme_table),
+    "list": Layout(own.listed, _json_table),
+}
+FOLDER = Layout(own.folder, _json_table)
+TFDS = "tfds:"
 
 
 def known() -> list[str]:
     """The data sets whose classes are known without their files."""
-    return ["shapes", *sorted(p.stem for p in LABELS.glob("*.csv"))]
+    return ["shapes", *sorted(LAYOUTS)]
+
+
+def resolve(dataset: str, root: str = "") -> tuple[Layout, Path]:
+    """The layout of a data set, and its place.
+
+    Raises InputError for an unknown layout, and, with the tree that is needed, for no data set.
+    """
+    prefix, colon, place = dataset.partition(":")
+    if colon and len(prefix) > 1:  # one letter is a drive
+        layouts = {**LAYOUTS, **OWN}
+        if prefix not in layouts:
+            raise unknown("layout of a data set", prefix, layouts)
+        return layouts[prefix], locate(place, root, layouts[prefix].listing.__doc__)
+    layout = LAYOUTS.get(dataset, FOLDER)
+    place = locate(dataset, root, layout.listing.__doc__)
+    return FOLDER if (place / "classes.json").is_file() else layout, place
+
+
+def table(dataset: str, root: str = "") -> Table:
+    """What the values in the label files of a data set mean."""
+    layout, place = resolve(dataset, root)
+    return tables.read_csv(layout.table) if isinstance(layout.table, str) else layout.table(place)
 
 
 def classes(dataset: str, root: str = "") -> Classes:
-    """The class table: of a known name, or of `classes.json` in the data set's folder."""
+    """The class table: of a known name, or of the data set's own files."""
     if dataset == "shapes":
         return Shapes.classes
-    if dataset in known():
-        rows = list(csv.DictReader((LABELS / f"{dataset}.csv").read_text().splitlines()))
-        colours = tuple((int(r["red"]), int(r["green"]), int(r["blue"])) for r in rows)
-        return Classes(tuple(r["name"] for r in rows), colours)
-    return read_classes(locate(dataset, root) / "classes.json")
+    if dataset in LAYOUTS:
+        return tables.read_csv(LAYOUTS[dataset].table).classes
+    if dataset.startswith(TFDS):
+        return records.classes(dataset.removeprefix(TFDS), root)
+    return table(dataset, root).classes
 
 
-def read_classes(path: Path) -> Classes:
-    """Reads {"names": [...], "palette": [[r,g,b], ...]}; no palette: Pascal VOC's colours."""
-    try:
-        table = json.loads(path.read_text())
-        if not isinstance(table["names"], list):
-            raise TypeError("names is no list")
-        names = tuple(str(name) for name in table["names"])
-        palette = tuple(tuple(map(int, c)) for c in table.get("palette") or voc_palette(len(names)))
-    except FileNotFoundError:
-        raise InputError(f"no {path}.\n{TREE}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f'{path} must hold {{"names": ["sky", "road", ...]}}: {error!r}'
-        ) from error
-    if not 2 <= len(names) <= 255 or len(palette) != len(names):
-        raise InputError(
-            f"{path} has {len(names)} names and {len(palette)} colours: needs 2..255 of both"
-        )
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"{path} names {', '.join(twice)} more than once: needs unique names")
-    odd = [c for c in palette if len(c) != 3 or not all(0 <= value <= 255 for value in c)]
-    if odd:
-        raise InputError(f"{path} has the colour {odd[0]}: needs three numbers 0..255 each")
-    return Classes(names, palette)
-
-
-def write_classes(path: Path, table: Classes) -> None:
-    path.write_text(json.dumps({"names": table.names, "palette": table.palette}) + "\n")
-
-
-def locate(dataset: str, root: str = "") -> Path:
-    """The folder of a data set: its path, or its name under `root` or $JAXSEG_DATA.
+def locate(dataset: str, root: str = "", tree: str | None = own.TREE) -> Path:
+    """The place of a data set: its path, or its name under `root` or $JAXSEG_DATA.
 
     Raises InputError, with the tree that is needed, where there is none.
     """
     base = root or os.environ.get("JAXSEG_DATA", "")
     places = [Path(dataset).expanduser()] + ([Path(base).expanduser() / dataset] if base else [])
     for place in places:
-        if place.is_dir():
+        if place.exists():
             return place
     tried = " or ".join(str(p.absolute()) for p in places)
     where = "" if base else " Set JAXSEG_DATA to the folder that holds your data sets."
-    raise InputError(f'data set "{dataset}" not found at {tried}.{where}\n{TREE}')
+    raise InputError(f'data set "{dataset}" not found at {tried}.{where}\n{tree}')
 
 
-def open_split(dataset: str, split: str, root: str = "", channels: int = 3) -> Folder | Shapes:
-    """The reader of one split. Raises InputError where the data set cannot be used."""
+def splits(dataset: str, root: str = "") -> list[str]:
+    """The splits that a data set has."""
     if dataset == "shapes":
-        return Shapes(split, channels)
-    folder = locate(dataset, root)
-    table = classes(dataset, root)
-    own = folder / "classes.json"
-    if own.is_file() and read_classes(own).names != table.names:
+        return list(Shapes.SPLITS)
+    if dataset.startswith(TFDS):
+        return records.splits(dataset.removeprefix(TFDS), root)
+    layout, place = resolve(dataset, root)
+    plain = layout.listing in (own.folder, own.colours)
+    return own.splits(place) if plain else list(layout.splits)
+
+
+def open_split(
+    dataset: str,
+    split: str,
+    root: str = "",
+    channels: int = 3,
+    instances: bool = False,
+    complete: bool = True,
+) -> Files | Shapes | records.Records:
+    """The reader of one split; `instances` also reads its objects.
+
+    Raises InputError where the data set cannot be used, and where `complete` and files are missing.
+    """
+    if dataset == "shapes":
+        return Shapes(split, channels, instances)
+    if dataset.startswith(TFDS):
+        return records.Records(dataset.removeprefix(TFDS), split, root, channels, instances)
+    layout, place = resolve(dataset, root)
+    found = table(dataset, root)
+    if dataset in LAYOUTS and found.classes.names != classes(dataset).names:
         raise InputError(
-            f"{own} names {len(read_classes(own))} classes {read_classes(own).names}, "
-            f"but {dataset} has {len(table)}: {table.names}. "
+            f"{place / 'classes.json'} names {len(found.classes)} classes {found.classes.names}, "
+            f"but {dataset} has {len(classes(dataset))}: {classes(dataset).names}. "
             "Give your own data set another folder name."
         )
-    return Folder(folder, split, table, channels)
+    listing = layout.listing(place, split, found)
+    return Files(listing, found.classes, channels, instances, complete)
+
+
+def to_submission_ids(label: np.ndarray, dataset: str) -> np.ndarray:
+    """Ids [H,W] 0..K-1 -> the values that the data set's own files and its server use."""
+    if dataset not in LAYOUTS:
+        raise unknown("data set with a server", dataset, LAYOUTS)
+    return tables.to_values(label, tables.read_csv(LAYOUTS[dataset].table))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 IGNORE = 255  # the label of pixels that count in no loss and no metric
 IGNORE_COLOUR = (224, 224, 192)  # Pascal VOC draws its void so
@@ -17,6 +18,7 @@ class Classes:
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
+    things: tuple[int, ...] = ()  # the ids whose objects are told apart
 
     def __len__(self) -> int:
         return len(self.names)
@@ -48,15 +50,30 @@ def overlay(
 
 
 def rgb(image: np.ndarray) -> np.ndarray:
-    """image uint8 [H,W,1 or 3] -> [H,W,3]."""
-    return np.broadcast_to(image, (*image.shape[:2], 3))
+    """image [H,W,C], 0..255 -> uint8 [H,W,3]: grey below three channels, else the first three."""
+    shown = image[..., :3] if image.shape[2] >= 3 else image[..., :1]
+    if shown.dtype != np.uint8:
+        shown = shown.round().clip(0, 255).astype(np.uint8)
+    return np.broadcast_to(shown, (*image.shape[:2], 3))
 
 
-def save_label(path: Path, label: np.ndarray, classes: Classes) -> None:
-    """Writes label [H,W] as an indexed PNG: pixel values are the ids, viewers show the colours."""
+def save_label(path: Path, label: np.ndarray, classes: Classes, note: str = "") -> None:
+    """Writes label [H,W] as an indexed PNG: pixel values are the ids, viewers show the colours.
+
+    note: kept in the file, as its text chunk "jaxseg".
+    """
     picture = Image.frombytes("P", label.shape[::-1], label.astype(np.uint8).tobytes())
     picture.putpalette(_table(classes).tobytes())
-    picture.save(path)
+    info = PngInfo()
+    if note:
+        info.add_text("jaxseg", note)
+    picture.save(path, format="PNG", pnginfo=info)
+
+
+def read_note(path: Path) -> str:
+    """The note that `save_label` kept in a file, or "" where there is none."""
+    with Image.open(path) as picture:
+        return picture.info.get("jaxseg", "")
 
 
 def _table(classes: Classes) -> np.ndarray:

@@ -8,20 +8,55 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from jaxseg.data.borders import border_weights
 from jaxseg.data.colours import IGNORE
-from jaxseg.data.transforms import augment, resize
+from jaxseg.data.transforms import augment, fitted, fitted_size, own_transform, pad
 
 
 class _Augment(grain.transforms.RandomMap):
-    """One example of a training batch: image uint8 [h,w,C], label int32 [h,w], valid."""
+    """One example of a training batch: image [h,w,C], label int32 [h,w], valid; and, with
+    data.border_weight, weight float32 [h,w]."""
 
-    def __init__(self, data: ConfigDict):
-        self.data = data
+    def __init__(self, source: Sequence[dict], data: ConfigDict):
+        self.source, self.data = source, data
 
     def random_map(self, example: dict, rng: np.random.Generator) -> dict:
-        example = augment(example, rng, self.data)
-        example["label"] = example["label"].astype(np.int32)
-        return {**example, "valid": np.bool_(True)}
+        example = augment(example, rng, self.data, self.another)
+        label = example["label"].astype(np.int32)
+        batch = {"image": example["image"], "label": label, "valid": np.bool_(True)}
+        if self.data.border_weight:
+            how = (self.data.border_class, self.data.border_weight, self.data.border_sigma)
+            batch["weight"] = border_weights(label, *how)
+        return batch
+
+    def another(self, rng: np.random.Generator) -> dict:
+        return self.source[int(rng.integers(len(self.source)))]
+
+
+class _Stage(grain.transforms.Map):
+    """The same, unaugmented, of one fixed size: `size` [2] of it is the image, the rest ignored."""
+
+    def __init__(self, data: ConfigDict, shape: tuple[int, int]):
+        self.data, self.shape = data, shape
+
+    def map(self, example: dict) -> dict:
+        example = fitted(example, self.data.resize)
+        if self.data.transform:
+            example = own_transform(example, self.data.transform)
+        size = np.array(example["label"].shape, np.int32)
+        example = pad(example, self.shape, self.data.mean)
+        label = example["label"].astype(np.int32)
+        valid = np.bool_(True)
+        return {"image": example["image"], "label": label, "valid": valid, "size": size}
+
+
+def stage_shape(source: Sequence[dict], data: ConfigDict) -> tuple[int, int]:
+    """The size at which the device is given images: the greatest height and width of the source.
+
+    Measured after data.resize, from the headers of all images.
+    """
+    sizes = np.array([fitted_size(source.size(i), data.resize) for i in range(len(source))])
+    return tuple(sizes.max(axis=0).tolist())
 
 
 def train_batches(
@@ -38,15 +73,17 @@ def train_batches(
     The stream depends on the seed alone, not on threads, workers or processes: examples are
     shuffled and augmented by their global position, then dealt to processes. So the position of
     a run in its data is the number of its steps.
+
+    With data.augment_on = "device" they come as they are, but for data.resize, with their `size`
+    [B,2] in images of one greater shape (`stage_shape`); `ops.augment` goes on from there.
     """
     index, count = process
-    stream = (
-        grain.MapDataset.source(source)
-        .shuffle(seed=seed)
-        .repeat()
-        .random_map(_Augment(data), seed=seed)[index::count]
-        .batch(batch // count, drop_remainder=True)[start:]
-    )
+    stream = grain.MapDataset.source(source).shuffle(seed=seed).repeat()
+    if data.augment_on == "device":
+        stream = stream.map(_Stage(data, stage_shape(source, data)))
+    else:
+        stream = stream.random_map(_Augment(source, data), seed=seed)
+    stream = stream[index::count].batch(batch // count, drop_remainder=True)[start:]
     options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=2 * data.threads)
     stream = stream.to_iter_dataset(options)
     if data.workers:
@@ -60,35 +97,48 @@ def eval_batches(
     source: Sequence[dict],
     *,
     batch: int,
-    scale: float = 1.0,
+    shapes: Sequence[tuple[int, int]] = (),
     threads: int = 2,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every example once, in batches of one image size each, filled up where examples run out.
+    """Every example once, in batches of one shape each, filled up where examples run out.
 
-    Beside `image` (resized by `scale`), `label` and `valid`, a batch has `index` [B], the examples'
-    positions in the source; -1 marks a filling example, all ignored and not valid.
+    shapes: the (height, width) that each example is extended to, its own size by default: the image
+    by mirroring, the label by 255. Beside `image`, `label` and `valid` a batch has the examples'
+    `size` [B,2] before that, their `index` [B] in the source, and `name` [B]. An index of -1 marks
+    a filling example, all ignored and not valid.
     """
-    by_size: dict[tuple[int, int], list[int]] = {}
+    by_shape: dict[tuple[int, int], list[int]] = {}
     for i in range(len(source)):
-        by_size.setdefault(source.size(i), []).append(i)
+        by_shape.setdefault(shapes[i] if shapes else source.size(i), []).append(i)
     groups = []
-    for size, members in by_size.items():
+    for shape, members in by_shape.items():
         members += [-1] * (-len(members) % batch)
         for k in range(0, len(members), batch):
-            groups.append((size, members[k : k + batch][process[0] :: process[1]]))
+            groups.append((shape, members[k : k + batch][process[0] :: process[1]]))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    load = partial(_load, source=source, scale=scale)
+    load = partial(_load, source=source)
     return iter(grain.MapDataset.source(groups).map(load).to_iter_dataset(options))
 
 
-def _load(group: tuple, source: Sequence[dict], scale: float) -> dict[str, np.ndarray]:
-    size, index = group
-    input_size = tuple(max(1, round(n * scale)) for n in size)
-    image = np.zeros((len(index), *input_size, source.channels), np.uint8)
-    label = np.full((len(index), *size), IGNORE, np.int32)
-    for k, i in enumerate(index):
-        if i >= 0:
-            example = source[i]
-            image[k], label[k] = resize(example["image"], input_size), example["label"]
-    return {"image": image, "label": label, "valid": np.array(index) >= 0, "index": np.array(index)}
+def extend(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """image [h,w,C] -> [*shape,C]: mirrored at its lower and right border, again and again."""
+    pads = [(0, n - h) for n, h in zip(shape, image.shape[:2], strict=True)]
+    return np.pad(image, [*pads, (0, 0)], mode="symmetric")
+
+
+def _load(group: tuple, source: Sequence[dict]) -> dict[str, np.ndarray]:
+    shape, index = group
+    index = np.array(index, np.int32)
+    examples = {k: source[i] for k, i in enumerate(index) if i >= 0}
+    dtype = np.result_type(np.uint8, *(example["image"] for example in examples.values()))
+    image = np.zeros((len(index), *shape, source.channels), dtype)
+    label = np.full((len(index), *shape), IGNORE, np.int32)
+    size = np.tile(np.int32(shape), (len(index), 1))
+    name = np.full(len(index), "", object)
+    for k, example in examples.items():
+        height, width = size[k] = example["label"].shape
+        image[k] = extend(example["image"], shape)
+        label[k, :height, :width], name[k] = example["label"], example["name"]
+    batch = {"image": image, "label": label, "valid": index >= 0}
+    return {**batch, "size": size, "index": index, "name": name}

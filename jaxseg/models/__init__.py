@@ -8,16 +8,17 @@
 - `predict(outputs, image, *, ...) -> dict` with `semantic` [B,h,w] int32 and `logits` [B,h,w,K]
   float32, where h, w is the input's size, or its centre where convolutions are valid.
 
-The fields of `Model` are the schema of the config's section `model`. A keyword of `loss` or
-`predict` that is also a field of `Model` takes that field's value; the other keywords of `loss` are
-the schema of the section `loss`.
+The fields of `Model` are the schema of the config's section `model`, and those of a dataclass or a
+backbone among them that of a section inside it. A keyword of `loss` or `predict` that is also a
+field of `Model` takes that field's value; the other keywords of `loss` are the schema of the
+section `loss`.
 """
 
 import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -61,22 +62,23 @@ def build(config: ConfigDict) -> tuple[nn.Module, Callable, Callable]:
     """The network, `loss(outputs, batch)` and `predict(outputs, image)` of a completed config."""
     module = paper(config.model.name)
     fields = {key: value for key, value in config.model.items() if key != "name"}
-    bound = {**config.loss, **fields}
+    own = {k: v for k, v in _keywords(module.loss).items() if k not in fields}
+    bound = {**_values(own, config.loss), **fields}
 
     def bind(function: Callable) -> Callable:
         return partial(function, **{k: bound[k] for k in _keywords(function)})
 
-    return _construct(module.Model, fields), bind(module.loss), bind(module.predict)
+    model = module.Model(**_values(_fields(module.Model), fields))
+    return model, bind(module.loss), bind(module.predict)
 
 
 def _fields(constructor: Callable) -> dict[str, Any]:
-    """Field -> default of a Linen module or a partial of one; None where it has no default."""
+    """Field -> default of a Linen module or a partial of one; MISSING where it has no default."""
     given = getattr(constructor, "keywords", {})
     fields = dataclasses.fields(getattr(constructor, "func", constructor))
-    defaults = {
+    return {
         f.name: given.get(f.name, f.default) for f in fields if f.name not in ("parent", "name")
     }
-    return {k: None if v is dataclasses.MISSING else v for k, v in defaults.items()}
 
 
 def _keywords(function: Callable) -> dict[str, Any]:
@@ -85,39 +87,55 @@ def _keywords(function: Callable) -> dict[str, Any]:
 
 
 def _fill(section: ConfigDict, defaults: dict[str, Any], owner: str) -> None:
+    """Gives `section` every key of `defaults`; a key with keys of its own is a section too."""
     for key in section:
         if key not in defaults and key != "name":
             raise unknown(f"key of {owner}:", key, defaults)
-    for key, value in defaults.items():
-        nested = key == "backbone" or dataclasses.is_dataclass(value)
-        given = section[key] if key in section else ConfigDict() if nested else value
-        if nested:
-            if not isinstance(given, ConfigDict) or key == "backbone" and "name" not in given:
-                example = '{"name": "resnet50"}' if key == "backbone" else dataclasses.asdict(value)
-                raise InputError(f"{owner}: {key} is {given!r}: needs a section, such as {example}")
-            inner = (
-                _fields(backbones.find(given.name))
-                if key == "backbone"
-                else dataclasses.asdict(value)
-            )
-            _fill(given, inner, f"{owner}, {key}")
-        elif isinstance(value, tuple) and isinstance(given, list):
-            given = tuple(given)
-        elif isinstance(value, float) and type(given) is int:
-            given = float(given)
-        elif value is not None and type(given) is not type(value):
-            raise InputError(f"{owner}: {key} is {given!r}: needs a {type(value).__name__}")
+    for key, default in defaults.items():
+        if key == "backbone" or dataclasses.is_dataclass(default):
+            given = section[key] if key in section else ConfigDict()
+            if not isinstance(given, ConfigDict):
+                raise InputError(f"{owner}: {key} is {given!r}: needs a section of keys and values")
+            _fill(given, _inner(key, default, given, owner), f"{owner}, {key}")
+        else:
+            given = section[key] if key in section else default
+            given = _like(given, default, f"{owner}: {key}")
         section[key] = given
 
 
-def _construct(constructor: Callable, fields: dict[str, Any]) -> nn.Module:
-    """Calls `constructor` with the fields, nested sections turned into what they configure."""
-    defaults, values = _fields(constructor), {}
-    for key, value in fields.items():
+def _inner(key: str, default: Any, given: ConfigDict, owner: str) -> dict[str, Any]:
+    """The keys of a section, with their defaults: a dataclass's fields or a backbone's."""
+    if key != "backbone":
+        return dataclasses.asdict(default)
+    if "name" in given and given.name:
+        return _fields(backbones.find(given.name))
+    if default is dataclasses.MISSING:
+        raise InputError(f'{owner}: no backbone: needs a section, such as {{"name": "resnet50"}}')
+    return {"name": ""}
+
+
+def _like(value: Any, default: Any, key: str) -> Any:
+    """`value` in the type of `default`. Raises InputError where it cannot be."""
+    if default is dataclasses.MISSING:
+        return None if value is default else value
+    if isinstance(default, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if default is not None and type(value) is not type(default):
+        raise InputError(f"{key} is {value!r}: needs a {type(default).__name__}")
+    return value
+
+
+def _values(defaults: dict[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
+    """What a section stands for: nested ones become the backbone or dataclass they configure."""
+    values = {}
+    for key, value in section.items():
         if key == "backbone":
+            constructor = backbones.find(value.name) if value.name else None
             inner = {k: v for k, v in value.items() if k != "name"}
-            value = _construct(backbones.find(value.name), inner)
+            value = constructor and constructor(**_values(_fields(constructor), inner))
         elif dataclasses.is_dataclass(defaults[key]):
             value = type(defaults[key])(**value)
         values[key] = value
-    return constructor(**values)
+    return values

@@ -3,9 +3,12 @@ Schroff, Adam. 2017, arXiv:1706.05587.
 
 image [B,H,W,C] -> atrous backbone, c5 at `output_stride` -> ASPP -> logits [B,H/os,W/os,K]. Atrous
 spatial pyramid pooling looks at c5 through a 1x1 convolution, three 3x3 ones of growing rate and
-the image's mean, side by side (Fig. 5).
+the image's mean, side by side (section 3.3, Fig. 5). With `cascade`, the other network of the
+paper: copies of the last ResNet block follow each other at doubling rates (section 3.2, Fig. 3b).
 
-Differs from the paper: nothing known.
+The loss and the final upsampling are PSPNet's. Differs from the paper: nothing known. Fields that
+are not in the paper are the switches by which torchvision's, segmentation_models.pytorch's and
+MMSegmentation's networks of this name differ from it.
 """
 
 from functools import partial
@@ -14,43 +17,58 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseg.backbones.layers import ConvNorm, Norm, classifier
+from jaxseg.backbones import resnet
+from jaxseg.backbones.layers import ConvNorm, Norm, SeparableConvNorm, classifier, dropout
 from jaxseg.errors import InputError
-from jaxseg.ops.losses import cross_entropy
-from jaxseg.ops.resize import resize
+from jaxseg.models.pspnet import Head, check_crop, level
+from jaxseg.models.pspnet import loss as loss
+from jaxseg.models.pspnet import predict as predict
 
 
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling with image-level features. Section 3.3, Fig. 5."""
 
-    rates: tuple[int, ...]  # at output stride 16
+    rates: tuple[int, ...]  # at output stride 16; none: the 1x1 convolution and the mean alone
     output_stride: int
     dropout: float
     norm: Norm
     features: int = 256
+    project_kernel: int = 1
+    separable: bool = False  # DeepLab v3+: the atrous convolutions, depthwise and pointwise
+    inner_norm: bool = True  # norm and ReLU between these two
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = partial(ConvNorm, norm=self.norm)
+        atrous = conv
+        if self.separable:
+            inner = {"inner_norm": self.inner_norm, "inner_act": self.inner_norm}
+            atrous = partial(SeparableConvNorm, norm=self.norm, **inner)
         branches = [conv(self.features, 1, name="conv1x1")(x, train)]
         for i, rate in enumerate(self.rates, start=1):
             rate = max(1, rate * 16 // self.output_stride)  # section 4: doubled at output stride 8
-            branches.append(conv(self.features, 3, rate=rate, name=f"atrous{i}")(x, train))
+            branches.append(atrous(self.features, 3, rate=rate, name=f"atrous{i}")(x, train))
         mean = jnp.mean(x, axis=(1, 2), keepdims=True)
         mean = conv(self.features, 1, name="image_pooling")(mean, train)
         branches.append(jnp.broadcast_to(mean, branches[0].shape))
-        x = conv(self.features, 1, name="project")(jnp.concatenate(branches, axis=-1), train)
-        return nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = jnp.concatenate(branches, axis=-1)
+        x = conv(self.features, self.project_kernel, name="project")(x, train)
+        return dropout(self.dropout, x, train)
 
 
 class Model(nn.Module):
     num_classes: int
     backbone: nn.Module
     rates: tuple[int, ...] = (6, 12, 18)  # section 3.3, at output stride 16
+    features: int = 256  # section 3.3
+    cascade: int = 0  # blocks after conv5 in place of ASPP; section 3.2 has 3, block5 to block7
     dropout: float = 0.1  # not in the paper; the authors' code keeps 0.9
-    align_corners: bool = (
-        True  # the authors' code: sides of 16n + 1 map grid points onto each other
-    )
+    project_kernel: int = 1  # of the convolution that joins ASPP's branches; MMSegmentation's is 3
+    head: int = 0  # channels of one more 3x3 convolution: 256 in torchvision and smp
+    aux: int = 0  # channels of an auxiliary head: 256 in torchvision and MMSegmentation
+    aux_on: str = "c4"
+    aux_dropout: float = 0.1
+    align_corners: bool = True  # the authors' code: sides of 16n + 1 map corners onto each other
     norm: Norm = Norm()
 
     @property
@@ -59,48 +77,32 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """image [B,H,W,C] -> logits [B,H/os,W/os,K]."""
-        c5 = self.backbone(image, train)["c5"]
-        x = ASPP(self.rates, self.output_stride, self.dropout, self.norm, name="aspp")(c5, train)
-        return {"logits": classifier(self.num_classes)(x)}
+        """image [B,H,W,C] -> logits and, with an auxiliary head, aux_logits [B,H/os,W/os,K]."""
+        levels = self.backbone(image, train)
+        x = levels["c5"]
+        if self.cascade:
+            x = self._cascade(x, train)
+        else:
+            fields = (self.rates, self.output_stride, self.dropout, self.norm)
+            x = ASPP(*fields, self.features, self.project_kernel, name="aspp")(x, train)
+        if self.head:
+            x = ConvNorm(self.head, 3, norm=self.norm, name="head")(x, train)
+        outputs = {"logits": classifier(self.num_classes)(x)}
+        if self.aux:
+            aux = Head(self.num_classes, self.aux, self.norm, dropout=self.aux_dropout, name="aux")
+            outputs["aux_logits"] = aux(levels[level(self.aux_on, levels)], train)
+        return outputs
+
+    def _cascade(self, x: jax.Array, train: bool) -> jax.Array:
+        """block5, block6, ...: conv5 again, each at twice the rate of the one before. Fig. 3b."""
+        if not isinstance(self.backbone, resnet.Backbone):
+            raise InputError("model.cascade repeats a ResNet's last block: needs a resnet backbone")
+        for i in range(1, self.cascade + 1):
+            rate = 32 // self.output_stride * 2**i
+            plan = resnet.multiply([(1, rate)] * 3, self.backbone.multi_grid)
+            unit, features = self.backbone.unit(), x.shape[-1]
+            x, _ = resnet.Stage(unit, features, tuple(plan), name=f"block{4 + i}")(x, train)
+        return x
 
     def check_crop(self, size: tuple[int, int]) -> None:
         check_crop(size, self.output_stride, self.align_corners)
-
-
-def check_crop(size: tuple[int, int], stride: int, align_corners: bool) -> None:
-    """A crop must put the corners of the logits where `align_corners` expects them."""
-    rest = 1 if align_corners else 0
-    if any(n % stride != rest for n in size):
-        fitting = tuple(max(1, round((n - rest) / stride)) * stride + rest for n in size)
-        rule = f"{stride}n + 1" if rest else f"multiples of {stride}"
-        raise InputError(
-            f"crop {tuple(size)} must have sides of {rule} for output stride {stride} with "
-            f"align_corners={align_corners}: use {fitting}"
-        )
-
-
-def loss(
-    outputs: dict[str, jax.Array],
-    batch: dict[str, jax.Array],
-    *,
-    align_corners: bool,
-    class_weights: tuple = (),
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Cross entropy at full size: the logits are upsampled, not the truth reduced. Section 4.1."""
-    logits = upsample(outputs["logits"], batch["label"].shape[1:], align_corners)
-    value = cross_entropy(logits, batch["label"], class_weights=class_weights)
-    return value, {"loss": value}
-
-
-def predict(
-    outputs: dict[str, jax.Array], image: jax.Array, *, align_corners: bool
-) -> dict[str, jax.Array]:
-    """semantic [B,H,W] int32 and logits [B,H,W,K] float32, at the size of image [B,H,W,C]."""
-    logits = upsample(outputs["logits"], image.shape[1:3], align_corners)
-    return {"semantic": jnp.argmax(logits, axis=-1).astype(jnp.int32), "logits": logits}
-
-
-def upsample(logits: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:
-    """Logits [B,h,w,K] -> [B,H,W,K] float32, bilinear."""
-    return resize(logits.astype(jnp.float32), size, align_corners)

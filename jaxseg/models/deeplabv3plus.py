@@ -8,7 +8,12 @@ projection of c2, and refines object boundaries with two 3x3 convolutions (Fig. 
     c5 -> ASPP 256 -> bilinear -.
     c2 -> 1x1 48 ----------------> 3x3 256 -> 3x3 256 -> logits [B,H/4,W/4,K]
 
-The loss and the final upsampling are DeepLab v3's. Differs from the paper: nothing known.
+With Xception, and in MMSegmentation, the 3x3 convolutions of ASPP and decoder are `separable`
+(section 3.1). With MobileNetV2 the authors leave out the atrous branches and the decoder.
+
+The loss and the final upsampling are PSPNet's. Differs from the paper: nothing known. Fields that
+are not in the paper are the switches by which segmentation_models.pytorch's and MMSegmentation's
+networks of this name differ from it.
 """
 
 from functools import partial
@@ -17,10 +22,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseg.backbones.layers import ConvNorm, Norm, classifier
-from jaxseg.models.deeplabv3 import ASPP, check_crop
-from jaxseg.models.deeplabv3 import loss as loss
-from jaxseg.models.deeplabv3 import predict as predict
+from jaxseg.backbones.layers import ConvNorm, Norm, SeparableConvNorm, classifier
+from jaxseg.models.deeplabv3 import ASPP
+from jaxseg.models.pspnet import Head, check_crop, level
+from jaxseg.models.pspnet import loss as loss
+from jaxseg.models.pspnet import predict as predict
 from jaxseg.ops.resize import resize
 
 
@@ -28,10 +34,18 @@ class Model(nn.Module):
     num_classes: int
     backbone: nn.Module
     rates: tuple[int, ...] = (6, 12, 18)  # section 3.1, at output stride 16
+    features: int = 256  # of ASPP
+    separable: bool = False  # section 3.1: atrous separable convolution
     low_level: int = 48  # channels left of c2, Table 1
-    decoder: int = 256  # channels of the two 3x3 convolutions, Table 2
+    decoder: tuple[int, ...] = (256, 256)  # channels of the 3x3 convolutions, Table 2; () = none
     dropout: float = 0.1  # in the ASPP; the authors' code keeps 0.9
+    aux: int = 0  # channels of an auxiliary head: 256 in MMSegmentation
+    aux_on: str = "c4"
+    aux_dropout: float = 0.1
     align_corners: bool = True  # the authors' code
+    project_kernel: int = 1  # of the convolution that joins ASPP's branches; MMSegmentation's is 3
+    after_aspp: int = 0  # channels of one more separable convolution: 256 in smp
+    inner_norm: bool = True  # norm and ReLU inside separable convolutions; smp has none
     norm: Norm = Norm()
 
     @property
@@ -40,18 +54,32 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """image [B,H,W,C] -> logits [B,H/4,W/4,K]."""
+        """image [B,H,W,C] -> logits [B,H/4,W/4,K], or [B,H/os,W/os,K] without a decoder; with an
+        auxiliary head, aux_logits [B,H/os,W/os,K]."""
+        levels = self.backbone(image, train)
         conv = partial(ConvNorm, norm=self.norm)
-        features = self.backbone(image, train)
-        aspp = ASPP(self.rates, self.output_stride, self.dropout, self.norm, name="aspp")
-        x = aspp(features["c5"], train)
-
-        low = conv(self.low_level, 1, name="low_level")(features["c2"], train)
-        x = resize(x, low.shape[1:3], self.align_corners)
-        x = jnp.concatenate([x, low], axis=-1)  # [B,H/4,W/4,256 + 48]
-        x = conv(self.decoder, 3, name="decoder1")(x, train)
-        x = conv(self.decoder, 3, name="decoder2")(x, train)
-        return {"logits": classifier(self.num_classes)(x)}
+        inner = {"inner_norm": self.inner_norm, "inner_act": self.inner_norm}
+        separable = partial(SeparableConvNorm, norm=self.norm, **inner)
+        aspp = ASPP(
+            *(self.rates, self.output_stride, self.dropout, self.norm, self.features),
+            *(self.project_kernel, self.separable, self.inner_norm),
+            name="aspp",
+        )
+        x = aspp(levels["c5"], train)
+        if self.after_aspp:
+            x = separable(self.after_aspp, 3, name="after_aspp")(x, train)
+        if self.decoder:
+            low = conv(self.low_level, 1, name="low_level")(levels["c2"], train)
+            x = resize(x, low.shape[1:3], self.align_corners)
+            x = jnp.concatenate([x, low], axis=-1)  # [B,H/4,W/4,256 + 48]
+        for i, features in enumerate(self.decoder, start=1):
+            refine = separable if self.separable else conv
+            x = refine(features, 3, name=f"decoder{i}")(x, train)
+        outputs = {"logits": classifier(self.num_classes)(x)}
+        if self.aux:
+            aux = Head(self.num_classes, self.aux, self.norm, dropout=self.aux_dropout, name="aux")
+            outputs["aux_logits"] = aux(levels[level(self.aux_on, levels)], train)
+        return outputs
 
     def check_crop(self, size: tuple[int, int]) -> None:
         check_crop(size, self.output_stride, self.align_corners)

@@ -12,7 +12,11 @@ padding="valid" is the paper's network: an input of 16m + 124 pixels is labelled
 norm, and patch=2 makes it four times cheaper: the network works on 2x2 pixels at a time and its
 classifier gives their four labels (dense upsampling, Wang et al. 2018, arXiv:1702.08502).
 
-Differs from the paper: the dropout rate, which it does not give, is 0.5.
+With a `backbone`, its levels c1 to c5 are the contracting path, and `widths` the expanding one.
+
+Differs from the paper: the dropout rate, which it does not give, is 0.5. Fields that are not in the
+paper are the switches by which segmentation_models.pytorch's and MMSegmentation's networks of this
+name differ from it.
 """
 
 from functools import partial
@@ -21,25 +25,50 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseg.backbones.layers import ConvNorm, Norm, UpConv, classifier
-from jaxseg.errors import InputError
+from jaxseg.backbones.layers import ConvNorm, Norm, UpConv, classifier, dropout
+from jaxseg.errors import InputError, unknown
 from jaxseg.ops.image import centre, depth_to_space, space_to_depth
-from jaxseg.ops.losses import cross_entropy
+from jaxseg.ops.losses import PixelLoss
 from jaxseg.ops.pool import max_pool
+from jaxseg.ops.resize import nearest, resize
+
+UPS = ("transposed", "bilinear", "nearest")
+
+
+class Up(nn.Module):
+    """Doubles the resolution: [B,h,w,C] -> [B,2h,2w,features], or C channels where nearest."""
+
+    features: int
+    kind: str
+    norm: Norm
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if self.kind == "transposed":
+            return UpConv(self.features, name="conv")(x)
+        size = (2 * x.shape[1], 2 * x.shape[2])
+        if self.kind == "nearest":
+            return nearest(x, size)
+        return ConvNorm(self.features, 1, norm=self.norm, name="conv")(resize(x, size), train)
 
 
 class Model(nn.Module):
     num_classes: int
+    backbone: nn.Module | None = None
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)  # channels of each level, Fig. 1
     padding: str = "valid"  # section 2: "the valid part of each convolution"; or "same"
     patch: int = 1  # patch x patch pixels fold into channels: all levels at 1/patch resolution
     dropout: float = 0.5  # at the end of the contracting path, section 3.1
+    up: str = "transposed"  # Fig. 1; "bilinear" + 1x1 convolution: MMSegmentation; "nearest": smp
+    head: int = 0  # channels of one more 3x3 convolution: 64 in MMSegmentation
+    aux: int = 0  # channels of an auxiliary head on the level of half the size: 64 there
+    classifier_kernel: int = 1  # Fig. 1; smp's is 3
     norm: Norm = Norm(kind="none")
 
     @property
     def depth(self) -> int:
         """The number of times that the resolution halves."""
-        return len(self.widths) - 1
+        return len(self.widths) - (self.backbone is None)
 
     @property
     def output_stride(self) -> int:
@@ -47,26 +76,41 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """image [B,H,W,C] -> logits [B,H,W,K], or [B,H-184,W-184,K] where valid and four deep."""
+        """image [B,H,W,C] -> logits [B,H,W,K], or [B,H-184,W-184,K] where valid and four deep; with
+        an auxiliary head, aux_logits [B,H/2,W/2,K]."""
         self._check(image.shape[1:3], "input")
         conv = partial(ConvNorm, norm=self.norm, padding=self.padding)
+        if self.backbone:
+            levels = self.backbone(image, train)
+            skips = [None, *(levels[f"c{level}"] for level in range(1, self.depth))]
+            x = levels[f"c{self.depth}"]
+        else:
+            x, skips = space_to_depth(image, self.patch), []
+            for level, width in enumerate(self.widths):
+                if level:
+                    skips.append(x)
+                    x = max_pool(x, window=2, stride=2)
+                x = conv(width, name=f"down{level}_1")(x, train)
+                x = conv(width, name=f"down{level}_2")(x, train)
+        x = dropout(self.dropout, x, train)
 
-        x, skips = space_to_depth(image, self.patch), []
-        for level, width in enumerate(self.widths):
-            if level:
-                skips.append(x)
-                x = max_pool(x, window=2, stride=2)
-            x = conv(width, name=f"down{level}_1")(x, train)
-            x = conv(width, name=f"down{level}_2")(x, train)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-
-        for level, width in reversed(list(enumerate(self.widths[:-1]))):
-            x = UpConv(width, name=f"up{level}")(x)
-            x = jnp.concatenate([centre(skips[level], x.shape[1:3]), x], axis=-1)
+        half = x
+        for level in reversed(range(self.depth)):
+            width, skip, half = self.widths[level], skips[level], x
+            if skip is None or skip.shape[1] != x.shape[1]:  # equal where a backbone is dilated
+                x = Up(width, self.up, self.norm, name=f"up{level}")(x, train)
+            if skip is not None:
+                x = jnp.concatenate([centre(skip, x.shape[1:3]), x], axis=-1)
             x = conv(width, name=f"up{level}_1")(x, train)
             x = conv(width, name=f"up{level}_2")(x, train)
-        logits = classifier(self.num_classes * self.patch**2)(x)
-        return {"logits": depth_to_space(logits, self.patch)}
+        if self.head:
+            x = conv(self.head, name="head")(x, train)
+        logits = classifier(self.num_classes * self.patch**2, self.classifier_kernel)(x)
+        outputs = {"logits": depth_to_space(logits, self.patch)}
+        if self.aux:
+            half = conv(self.aux, name="aux")(half, train)
+            outputs["aux_logits"] = classifier(self.num_classes, name="aux_classifier")(half)
+        return outputs
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
         """The smallest input size whose labelled centre covers `size`."""
@@ -83,8 +127,16 @@ class Model(nn.Module):
         return step * bottom + lost
 
     def _check(self, size: tuple[int, int], what: str) -> None:
-        if self.padding not in ("valid", "same"):
-            raise InputError(f'model.padding is "{self.padding}": needs "valid" or "same"')
+        for key, valid in {"padding": ("valid", "same"), "up": UPS}.items():
+            if getattr(self, key) not in valid:
+                raise unknown(f"model.{key}", getattr(self, key), valid)
+        if self.backbone and self.padding == "valid":
+            raise InputError('a U-Net on a backbone pads: needs model.padding="same"')
+        if self.backbone and (self.patch > 1 or self.depth > 5):
+            raise InputError(
+                f"a U-Net on a backbone has at most 5 levels and patch 1, got {self.depth} and "
+                f"{self.patch}"
+            )
         if not self.widths or not all(type(n) is int and n > 0 for n in (*self.widths, self.patch)):
             raise InputError(
                 f"model.widths is {self.widths} and model.patch {self.patch}: needs positive "
@@ -104,13 +156,26 @@ class Model(nn.Module):
 
 
 def loss(
-    outputs: dict[str, jax.Array], batch: dict[str, jax.Array], *, class_weights: tuple = ()
+    outputs: dict[str, jax.Array],
+    batch: dict[str, jax.Array],
+    *,
+    aux_weight: float = 0.4,
+    pixel: PixelLoss = PixelLoss(),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Softmax cross entropy of every pixel, Eq. 1, on the labelled centre."""
-    logits = outputs["logits"]
-    label = centre(batch["label"], logits.shape[1:3])
-    value = cross_entropy(logits, label, class_weights=class_weights)
-    return value, {"loss": value}
+    """Softmax cross entropy of every pixel of the labelled centre, Eq. 1.
+
+    `weight` [B,H,W] of the batch, where it has one, is the border-weight map of Eq. 2.
+    """
+    logits = outputs["logits"].astype(jnp.float32)
+    size = logits.shape[1:3]
+    label = centre(batch["label"], size)
+    weight = centre(batch["weight"], size) if "weight" in batch else None
+    value = pixel(logits, label, weight)
+    if "aux_logits" not in outputs:
+        return value, {"loss": value}
+    aux = pixel(resize(outputs["aux_logits"].astype(jnp.float32), size), label, weight)
+    logs = {"loss": value + aux_weight * aux, "main_loss": value, "aux_loss": aux}
+    return logs["loss"], logs
 
 
 def predict(outputs: dict[str, jax.Array], image: jax.Array) -> dict[str, jax.Array]:

@@ -11,13 +11,16 @@ import numpy as np
 MAX_PHASES = 16  # beyond it the unrolled program grows, while the matrix is small
 
 
-def resize(x: jax.Array, size: tuple[int, int], align_corners: bool = False) -> jax.Array:
-    """Bilinear interpolation without antialiasing: float [B,h,w,C] -> [B,H,W,C] in the dtype of x.
+def resize(
+    x: jax.Array, size: tuple[int, int], align_corners: bool = False, antialias: bool = False
+) -> jax.Array:
+    """Bilinear interpolation: float [B,h,w,C] -> [B,H,W,C] in the dtype of x.
 
     Equals `torch.nn.functional.interpolate(mode="bilinear")`. With `align_corners=False` pixels are
     areas: output i samples the input at (i + 0.5) h / H - 0.5, clamped to the image. With
     `align_corners=True` they are points: output i samples at i (h - 1) / (H - 1), and a size of 1
-    takes the first pixel.
+    takes the first pixel. With `antialias` (and not `align_corners`) an axis that shrinks is
+    smoothed first, as Pillow's and torch's do: the triangles are as wide as an output pixel.
 
     size: (H, W) in pixels.
     Raises TypeError for integer x, whose weights would all round to zero: use `nearest` or cast.
@@ -25,7 +28,7 @@ def resize(x: jax.Array, size: tuple[int, int], align_corners: bool = False) -> 
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"resize interpolates floats, got {x.dtype}: cast, or use nearest")
     for axis, n in zip((1, 2), size, strict=True):
-        x = _resize_axis(x, axis, n, align_corners)
+        x = _resize_axis(x, axis, n, align_corners, antialias)
     return x
 
 
@@ -43,7 +46,9 @@ def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return x
 
 
-def _resize_axis(x: jax.Array, axis: int, n: int, align_corners: bool) -> jax.Array:
+def _resize_axis(
+    x: jax.Array, axis: int, n: int, align_corners: bool, antialias: bool
+) -> jax.Array:
     n_in = x.shape[axis]
     if n == n_in:
         return x
@@ -51,7 +56,7 @@ def _resize_axis(x: jax.Array, axis: int, n: int, align_corners: bool) -> jax.Ar
     if span_in and span and span % span_in == 0 and span // span_in <= MAX_PHASES:
         return _upscale(x, axis, n, span // span_in, align_corners)
     # HIGHEST: accelerators would round float32 inputs of a product to fewer bits.
-    matrix = jnp.asarray(_matrix(n_in, n, align_corners), x.dtype)
+    matrix = jnp.asarray(_matrix(n_in, n, align_corners, antialias), x.dtype)
     equation = "Hh,bhwc->bHwc" if axis == 1 else "Ww,bhwc->bhWc"
     return jnp.einsum(equation, matrix, x, precision=jax.lax.Precision.HIGHEST)
 
@@ -86,12 +91,14 @@ def _shift(x: jax.Array, axis: int, step: int) -> jax.Array:
     return jnp.where(edge, x, moved)
 
 
-def _matrix(n_in: int, n: int, align_corners: bool) -> np.ndarray:
+def _matrix(n_in: int, n: int, align_corners: bool, antialias: bool = False) -> np.ndarray:
     """Interpolation weights, float64 [n, n_in]; every row sums to one."""
     if align_corners:
         at = np.arange(n) * (n_in - 1) / max(n - 1, 1)
     else:
         at = (np.arange(n) + 0.5) * n_in / n - 0.5
-    at = np.clip(at, 0, n_in - 1)
-    # Hat functions centred on the input pixels.
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(n_in)))
+    width = max(1, n_in / n) if antialias else 1
+    if width == 1:  # wider triangles are cut off by the edge, and not moved
+        at = np.clip(at, 0, n_in - 1)
+    hats = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(n_in)) / width)
+    return hats / hats.sum(1, keepdims=True)

@@ -1,0 +1,112 @@
+"""The verb `convert`: weights that another library trained, as a run that predict and eval take."""
+
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxseg import checkpoint, sharding
+from jaxseg.data import catalog
+from jaxseg.data.colours import Classes, voc_palette
+from jaxseg.errors import InputError, unknown
+from jaxseg.experiment import resolve, shipped
+from jaxseg.log import say
+from jaxseg.pretrained import filled, flat
+from jaxseg.train import build
+from jaxseg.weights import files, mmseg, smp, timm, torchvision
+from jaxseg.weights.names import Report, fit
+from jaxseg.workdir import prepare
+
+SOURCES: dict[str, ModuleType] = {
+    "torchvision": torchvision,
+    "smp": smp,
+    "mmseg": mmseg,
+    "timm": timm,
+}
+
+
+def convert(
+    source: str, arch: str, path: Path, workdir: Path, num_classes: int = 0, dataset: str = ""
+) -> int:
+    """Writes a run at step 0 with the weights in `path`, and says what became of each array.
+
+    arch: as the source calls it. num_classes: 0 = the checkpoint's; another number makes the
+    classifier new, aloud. dataset: whose classes they are; "" = that of the arch's experiment.
+    Raises InputError, with the report, where anything but the classifier does not fit.
+    """
+    if source not in SOURCES:
+        raise unknown("source", source, SOURCES)
+    table = SOURCES[source]
+    if arch not in table.ARCHS:
+        raise unknown(f"arch of {source}", arch, table.ARCHS)
+    if checkpoint.exists(workdir):
+        raise InputError(f"{workdir} holds a run already: use another --workdir")
+    state = files.read(path)
+    config = network(table, arch, state, num_classes, dataset)
+
+    mesh = sharding.make_mesh(config.mesh)
+    target, init, _ = build(config, mesh)
+    shapes = flat({"params": target.params, "batch_stats": target.batch_stats})
+    arrays, report = fit(state, table.rules(arch), {k: v.shape for k, v in shapes.items()})
+    fresh = [name for name in report.missing if is_classifier(name) or not table.CLASSIFIER]
+    say(f"{source} {arch}: {report.text()}")
+    accept(report, fresh, bool(num_classes) or not table.CLASSIFIER, source, arch, path)
+    if fresh:
+        say(f"re-initialised, to be trained: {', '.join(fresh)}")
+
+    new = init()
+    new = new.holding(filled({"params": new.params, "batch_stats": new.batch_stats}, arrays))
+    prepare(config, workdir, classes(config))
+    with checkpoint.manager(workdir, keep=1) as manager:
+        checkpoint.save(manager, 0, new)
+    say(f"{workdir}: {config.model.name}, {config.model.num_classes} classes; predict uses it")
+    return 0
+
+
+def network(
+    table: ModuleType, arch: str, state: dict[str, np.ndarray], num_classes: int, dataset: str
+) -> ConfigDict:
+    """The config of an arch, with as many classes, and the auxiliary head, that the state has."""
+    overrides = []
+    if table.CLASSIFIER:
+        name = f"{table.CLASSIFIER[0]}.weight"
+        if name not in state:
+            raise InputError(
+                f"the checkpoint has no {name}, the classifier of {arch}: it holds "
+                f"{', '.join(list(state)[:4])}, ... Is it of another --arch or --source?"
+            )
+        num_classes = num_classes or state[name].shape[0]
+        if not any(name.startswith("aux") for name in state):
+            overrides.append(("model.aux", "0"))
+    overrides.append(("model.num_classes", str(num_classes)))
+    if dataset:
+        overrides.append(("data.dataset", dataset))
+    return resolve(shipped(table.ARCHS[arch]), overrides)
+
+
+def classes(config: ConfigDict) -> Classes:
+    """The class table of the config's data set where it fits the network, else plain numbers."""
+    count = config.model.num_classes
+    try:
+        table = catalog.classes(config.data.dataset, config.data.root)
+    except InputError:
+        table = None
+    if table and len(table) == count:
+        return table
+    return Classes(tuple(f"class_{i}" for i in range(count)), voc_palette(count))
+
+
+def is_classifier(name: str) -> bool:
+    return name.split("/")[-2] in ("classifier", "aux_classifier")
+
+
+def accept(report: Report, fresh: list[str], may: bool, source: str, arch: str, path: Path) -> None:
+    """Raises InputError where arrays are missing, or do not fit, that may not be new."""
+    missing = [name for name in report.missing if name not in fresh or not may]
+    if not missing:
+        return
+    raise InputError(
+        f"{path} is not a {source} {arch}: {len(missing)} of its arrays are missing or of another "
+        f"shape.\n{report.text()}\nCheck --arch; --num_classes N makes a new classifier."
+    )

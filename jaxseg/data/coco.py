@@ -1,0 +1,206 @@
+"""COCO: instances, panoptic segments, COCO-Stuff; and anyone's annotations in COCO's JSON.
+
+Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; Caesar et al., "COCO-Stuff:
+Thing and Stuff Classes in Context", CVPR 2018; Kirillov et al., "Panoptic Segmentation", CVPR 2019.
+"""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxseg.data import rle
+from jaxseg.data.colours import IGNORE, Classes, voc_palette
+from jaxseg.data.files import find_images, read_label, read_packed, shown, translate
+from jaxseg.data.sources import Listing, objects, part
+from jaxseg.data.tables import Table, check_names
+from jaxseg.data.voc import below
+from jaxseg.errors import InputError
+
+YEARS = ("2017", "2014", "")
+
+
+class Annotated(NamedTuple):
+    """The annotations of one image."""
+
+    file: Path  # where they stand
+    image: str
+    size: tuple[int, int]  # height, width
+    shapes: list[tuple[int, Any, bool]]  # id 0..K-1, segmentation, crowd
+
+
+def read_json(path: Path) -> dict:
+    """Raises InputError where the file is not COCO's JSON."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        for key in ("images", "annotations", "categories"):
+            content[key][:0]
+        return content
+    except OSError as error:
+        raise InputError(f"cannot read {shown(path)}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{shown(path)} is not COCO's JSON: {error!r}") from error
+
+
+def coco(root: Path, split: str, table: Table) -> Listing:
+    """COCO as its archives unpack
+    coco/annotations/instances_{train,val}2017.json
+    coco/train2017/*.jpg        (or coco/images/train2017/*.jpg)
+    coco/val2017/*.jpg"""
+    return _instances(*_parts(root, split, "annotations/instances_{}.json", coco.__doc__), table)
+
+
+def _parts(root: Path, split: str, pattern: str, tree: str) -> tuple[Path, Path]:
+    """(annotations, folder of images) of a split, with or without a year in its name."""
+    for name in (split + year for year in YEARS):
+        if (root / pattern.format(name)).exists():
+            return root / pattern.format(name), below(root, name, f"images/{name}")
+    raise InputError(f"no {root / pattern.format(split + YEARS[0])}.\n{tree}")
+
+
+def _instances(file: Path, folder: Path, table: Table, split: str | None = None) -> Listing:
+    """The images of a JSON file that have a name; those without objects are background."""
+    content, shapes = read_json(file), {}
+    try:
+        for entry in content["annotations"]:
+            if entry["category_id"] in table.ids:
+                crowd = bool(entry.get("iscrowd", False))
+                one = (table.ids[entry["category_id"]], entry["segmentation"], crowd)
+                shapes.setdefault(entry["image_id"], []).append(one)
+        entries = sorted(content["images"], key=lambda entry: entry["id"])
+        entries = part(entries, split) if split else entries
+        labels = [
+            Annotated(file, e["file_name"], (e["height"], e["width"]), shapes.get(e["id"], []))
+            for e in entries
+        ]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{shown(file)}: an image or annotation lacks {error}") from error
+    images = [folder / label.image for label in labels]
+    return Listing(images, labels, _drawn, _instances_of)
+
+
+def _masks(label: Annotated) -> list[np.ndarray]:
+    try:
+        return [rle.decode(segmentation, label.size) for _, segmentation, _ in label.shapes]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(
+            f"cannot read the segmentation of an object of {label.image} in {shown(label.file)}: "
+            f"{error}"
+        ) from error
+
+
+def _drawn(label: Annotated) -> np.ndarray:
+    """uint8 [H,W]. Pixels of two objects are ignored: COCO does not say which one is in front.
+
+    So does torchvision's reference, whose published weights are scored on such labels.
+    """
+    drawn = np.zeros(label.size, np.uint8)
+    count = np.zeros(label.size, np.uint16)
+    for (i, *_), mask in zip(label.shapes, _masks(label), strict=True):
+        drawn[mask] = i
+        count += mask
+    drawn[count > 1] = IGNORE
+    return drawn
+
+
+def _instances_of(label: Annotated) -> dict:
+    ids, _, crowd = zip(*label.shapes, strict=True) if label.shapes else ((), (), ())
+    return objects(_masks(label), ids, crowd, label.size)
+
+
+def coco_json(root: Path, split: str, table: Table) -> Listing:
+    """Annotations in COCO's JSON, as most tools export them
+    NAME/annotations/instances_{train,val}.json       (also with a year), images in NAME/train; or
+    NAME/{train,val}/_annotations.coco.json           images beside it; or
+    NAME/annotations.json                             images in NAME or NAME/images; every fifth
+                                                      is val, the rest train"""
+    file, folder = _own_json(root, split)
+    single = split if file == root / "annotations.json" else None
+    return _instances(file, folder, table, single)
+
+
+def _own_json(root: Path, split: str) -> tuple[Path, Path]:
+    beside = root / split / "_annotations.coco.json"
+    if beside.is_file():
+        return beside, beside.parent
+    if (root / "annotations.json").is_file():
+        return root / "annotations.json", below(root, "images")
+    return _parts(root, split, "annotations/instances_{}.json", coco_json.__doc__)
+
+
+def json_table(root: Path) -> Table:
+    """The table of a JSON's categories: by id, after the background unless they have it."""
+    categories = sorted(read_json(_own_json(root, "train")[0])["categories"], key=lambda c: c["id"])
+    names = [str(category["name"]) for category in categories]
+    first = 0 if names and names[0].strip("_").lower() == "background" else 1
+    names = ["background"] * first + names
+    check_names(root, names, voc_palette(len(names)))
+    ids = {category["id"]: i for i, category in enumerate(categories, start=first)}
+    classes = Classes(tuple(names), voc_palette(len(names)), tuple(range(1, len(names))))
+    return Table(classes, ids)
+
+
+def coco_stuff(root: Path, split: str, table: Table) -> Listing:
+    """COCO-Stuff 164k: the images of COCO and stuffthingmaps_trainval2017.zip
+    coco_stuff/images/{train,val}2017/*.jpg         (or coco_stuff/{train,val}2017/*.jpg)
+    coco_stuff/annotations/{train,val}2017/*.png    value = category - 1, 255 = unlabelled
+        (or coco_stuff/stuffthingmaps/{train,val}2017/*.png)"""
+    maps = below(root, "annotations", "stuffthingmaps")
+    masks, folder = _parts(root, split, f"{maps.name}/{{}}", coco_stuff.__doc__)
+    labels = [path for path in find_images(masks) if path.stem.isdigit()]
+    images = [folder / f"{path.stem}.jpg" for path in labels]
+    return Listing(images, labels, partial(read_label, ids=table.ids))
+
+
+class Segmented(NamedTuple):
+    """A panoptic label: a picture of segment numbers, and what they are."""
+
+    path: Path
+    segments: dict[int, tuple[int, bool]]  # number -> id 0..K-1 or 255, crowd
+
+
+def coco_panoptic(root: Path, split: str, table: Table) -> Listing:
+    """COCO panoptic as its archives unpack
+    coco_panoptic/annotations/panoptic_{train,val}2017.json
+    coco_panoptic/annotations/panoptic_{train,val}2017/*.png    R + 256 G + 65536 B = segment
+    coco_panoptic/{train,val}2017/*.jpg"""
+    file, folder = _parts(root, split, "annotations/panoptic_{}.json", coco_panoptic.__doc__)
+    return panoptic(file, lambda entry: folder / f"{Path(entry['file_name']).stem}.jpg", table)
+
+
+def panoptic(file: Path, image_of: Callable[[dict], Path], table: Table) -> Listing:
+    """A panoptic JSON with the folder of PNGs of the same name beside it."""
+    images, labels = [], []
+    try:
+        for entry in json.loads(file.read_text())["annotations"]:
+            segments = {
+                segment["id"]: (table.ids[segment["category_id"]], bool(segment["iscrowd"]))
+                for segment in entry["segments_info"]
+            }
+            images.append(image_of(entry))
+            labels.append(Segmented(file.with_suffix("") / entry["file_name"], segments))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{shown(file)} is not COCO's panoptic JSON: {error!r}") from error
+    things = frozenset(table.classes.things)
+    return Listing(images, labels, _panoptic_label, partial(_panoptic_objects, things=things))
+
+
+def read_segments(path: Path) -> np.ndarray:
+    """int32 [H,W]: the segment numbers in a panoptic PNG, 0 = none."""
+    packed = read_packed(path)
+    return (packed >> 16) | (packed & 0xFF00) | (packed & 255) << 16
+
+
+def _panoptic_label(label: Segmented) -> np.ndarray:
+    ids = {0: IGNORE} | {number: i for number, (i, _) in label.segments.items()}
+    return translate(read_segments(label.path), ids, label.path)
+
+
+def _panoptic_objects(label: Segmented, things: frozenset[int]) -> dict:
+    numbers = read_segments(label.path)
+    found = [(n, i, crowd) for n, (i, crowd) in label.segments.items() if i in things]
+    masks = [numbers == n for n, _, _ in found]
+    return objects(masks, [i for _, i, _ in found], [c for *_, c in found], numbers.shape)

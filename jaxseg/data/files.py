@@ -1,0 +1,304 @@
+"""Image and mask files: from any mode to what an example holds, or a message that names the file.
+
+An image is uint8, or float32 in the same units (0..255, with fractions) where its file has more
+than 8 bits. A mask is a file of integers, or of colours; `translate` makes ids of them.
+"""
+
+import functools
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from jaxseg.data import pixels
+from jaxseg.data.colours import IGNORE
+from jaxseg.data.tiff import read_bands
+from jaxseg.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".npy")
+MAX_PIXELS = 200_000_000  # a header that claims more is taken for a decompression bomb
+JPEG = (".jpg", ".jpeg")
+LOSSY = ("JPEG", "MPO")
+TIFF = (".tif", ".tiff")
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+
+class Page(NamedTuple):
+    """One picture of a file that holds several, such as a TIFF volume."""
+
+    path: Path
+    number: int  # from 0
+
+    @property
+    def stem(self) -> str:
+        return f"{self.path.stem}_{self.number:03}"
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The image files of a folder, by suffix, sorted by name; hidden ones are left out."""
+    with os.scandir(folder) as entries:
+        names = sorted(
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(IMAGE_SUFFIXES)
+            and not entry.name.startswith(".")
+            and entry.is_file()
+        )
+    return [folder / name for name in names]
+
+
+def path_of(place: Any) -> Path:
+    """The file of a place or of a label; what has none is given back as it is."""
+    return getattr(place, "path", place)
+
+
+def open_image(place: Path | Page, decode: bool = True) -> Image.Image:
+    """The decoded picture, or its header alone. Raises InputError where the file cannot be read."""
+    path = path_of(place)
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"its header claims {picture.width}x{picture.height} pixels")
+            if isinstance(place, Page):
+                picture.seek(place.number)
+            if decode:
+                picture.load()
+    except FileNotFoundError:
+        raise InputError(f"no image {shown(path)}") from None
+    except Exception as error:  # Pillow raises many kinds for broken files
+        size = path.stat().st_size
+        raise InputError(
+            f"cannot read image {shown(path)} ({size} bytes): {error}. It may be truncated or not "
+            "an image: export it again or remove it."
+        ) from error
+    return picture
+
+
+def count_pages(path: Path) -> int:
+    """How many pictures a file holds. Raises InputError where it cannot be read."""
+    open_image(path, decode=False)
+    with Image.open(path) as picture:
+        return getattr(picture, "n_frames", 1)
+
+
+def shown(path: Path) -> str:
+    """A path as a message prints it: a name may hold newlines and other control characters."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)
+
+
+def read_image(place: Path | Page, channels: int) -> np.ndarray:
+    """[H,W,channels], upright (the camera's EXIF rotation is applied): uint8, or float32 0..255.
+
+    Grey of 16 bits is divided by 257, so that `data.mean` keeps its units; colour of 16 bits gives
+    its upper 8. For other than 1 or 3 channels the file has them itself: a picture with alpha, a
+    TIFF (its bands, or its pages) or a .npy array [H,W,C]. Raises InputError where it has not, and
+    for 32 bits, whose range is unknown.
+    """
+    path = path_of(place)
+    if path.suffix.lower() == ".npy":
+        return _scaled(_load_array(path), channels, path)
+    if path.suffix.lower() in TIFF and channels not in (1, 3):
+        return _scaled(_load_tiff(path), channels, path)
+    if channels == 3 and path.suffix.lower() in JPEG:
+        image = _read_jpeg(path)
+        if image is not None:
+            return image
+    picture = ImageOps.exif_transpose(open_image(place))
+    if picture.mode.startswith("I;16"):
+        image = _scaled(np.asarray(picture), 1, path)
+        return image if channels == 1 else np.repeat(image, channels, axis=2)
+    if picture.mode in ("I", "F"):
+        raise InputError(
+            f"image {shown(path)} has mode {picture.mode}, 32 bits a channel, whose range is "
+            "unknown: needs 8 or 16. Scale its values first."
+        )
+    if channels not in (1, 3):
+        return _scaled(np.asarray(picture), channels, path)
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    return np.asarray(picture).reshape(picture.height, picture.width, channels)
+
+
+def _read_jpeg(path: Path) -> np.ndarray | None:
+    """What read_image makes of a JPEG of 3 channels, faster; None where Pillow must look at it."""
+    header = open_image(path, decode=False)
+    if (header.format, header.mode, orientation(header)) != ("JPEG", "RGB", 1):
+        return None
+    return pixels.decode_jpeg(path.read_bytes())
+
+
+def _scaled(image: np.ndarray, channels: int, path: Path) -> np.ndarray:
+    """[H,W,channels] as an example holds it, of an array [H,W] or [H,W,C] from a file."""
+    if image.dtype not in (np.uint8, np.uint16, np.float32) or image.ndim not in (2, 3):
+        raise InputError(
+            f"image {shown(path)} is {image.dtype} {list(image.shape)}: needs uint8, uint16 or "
+            "float32 (0..255), [H,W] or [H,W,C]"
+        )
+    image = image.reshape(*image.shape[:2], -1)
+    if image.shape[2] != channels:
+        raise InputError(
+            f"image {shown(path)} has {image.shape[2]} channels and data.channels is {channels}: "
+            "they must be equal"
+        )
+    if image.dtype == np.uint16:
+        return image.astype(np.float32) / 257
+    if image.dtype == np.float32 and not np.isfinite(image).all():
+        raise InputError(f"image {shown(path)} holds NaN or infinity: needs numbers 0..255")
+    return image
+
+
+def _load_array(path: Path, mmap_mode: str | None = None) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"no image {shown(path)}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"cannot read image {shown(path)}: {error}") from error
+
+
+def _load_tiff(path: Path) -> np.ndarray:
+    try:
+        return read_bands(path)
+    except FileNotFoundError:
+        raise InputError(f"no image {shown(path)}") from None
+    except Exception as error:  # Pillow raises many kinds for broken files
+        raise InputError(f"cannot read image {shown(path)}: {error}") from error
+
+
+def image_size(place: Path | Page) -> tuple[int, int]:
+    """(height, width) of the upright image, from its header."""
+    if path_of(place).suffix.lower() == ".npy":
+        return _load_array(path_of(place), mmap_mode="r").shape[:2]
+    try:
+        picture = open_image(place, decode=False)
+    except InputError:
+        if path_of(place).suffix.lower() not in TIFF:
+            raise
+        return _load_tiff(path_of(place)).shape[:2]  # of more bands than Pillow knows
+    # Of a TIFF, Pillow gives the upright size.
+    turned = orientation(picture) in (5, 6, 7, 8) and picture.format != "TIFF"
+    return picture.size if turned else picture.size[::-1]
+
+
+def orientation(picture: Image.Image) -> int:
+    """How EXIF says that the camera was held: 1 = upright, 2..8 = mirrored or turned."""
+    if picture.format == "TIFF":
+        return picture.tag_v2.get(0x112, 1)
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return 1  # Pillow would decode all of it to look for a late one
+    return picture.getexif().get(0x112, 1)
+
+
+def open_mask(place: Path | Page) -> Image.Image:
+    """The decoded mask. Raises InputError for a JPEG, whose compression changes ids."""
+    picture = open_image(place)
+    if picture.format in LOSSY:
+        raise InputError(
+            f"mask {shown(path_of(place))} is a JPEG, whose compression changes ids: save it as "
+            "PNG, from the source it was made of"
+        )
+    return picture
+
+
+def read_values(place: Path | Page) -> np.ndarray:
+    """The integers [H,W] that a mask's file holds. Palette PNGs keep theirs, whatever the colours.
+
+    Raises InputError for a mask of colours or floats, a JPEG, and grey of 2 or 4 bits.
+    """
+    picture, path = open_mask(place), path_of(place)
+    if picture.mode not in ("P", "L", "1", "I") and not picture.mode.startswith("I;16"):
+        raise InputError(
+            f"mask {shown(path)} has mode {picture.mode}: needs class ids, one channel (a palette "
+            "or grey PNG). Convert its colours to ids first, or name the data set colours:FOLDER."
+        )
+    # Pillow scales grey of 2 or 4 bits to 0..255; only the tiles of an undecoded file tell.
+    packed = picture.mode == "L" and re.search(r"'L;([24])", str(open_image(place, False).tile))
+    if packed:
+        raise InputError(
+            f"mask {shown(path)} is grey with {packed[1]} bits a pixel: needs 8, since ids of "
+            "fewer bits are scaled when read. Save the mask as an 8-bit PNG."
+        )
+    values = np.asarray(picture)
+    return values.astype(np.uint8) if picture.mode == "1" else values
+
+
+def read_label(place: Path | Page, ids: Mapping[int, int]) -> np.ndarray:
+    """uint8 [H,W]: the ids of a mask's values. Raises InputError for values that have none."""
+    return translate(read_values(place), ids, path_of(place))
+
+
+def read_packed(place: Path | Page) -> np.ndarray:
+    """The colours of a mask as integers [H,W], 0xRRGGBB."""
+    red, green, blue = np.moveaxis(np.asarray(open_mask(place).convert("RGB"), np.int32), 2, 0)
+    return red << 16 | green << 8 | blue
+
+
+def read_colours(place: Path | Page, ids: Mapping[tuple[int, int, int], int]) -> np.ndarray:
+    """uint8 [H,W]: the ids of a mask's colours. Raises InputError for colours that have none."""
+    packed = {(red << 16) + (green << 8) + blue: i for (red, green, blue), i in ids.items()}
+    return translate(read_packed(place), packed, path_of(place), colours=True)
+
+
+def translate(
+    values: np.ndarray, ids: Mapping[int, int], path: Path, colours: bool = False
+) -> np.ndarray:
+    """The ids uint8 [H,W] of integers [H,W]; 255 stays 255 (ignore) unless `ids` has it.
+
+    Raises InputError that names `path` and the values that have no id, with their pixels.
+    """
+    ids = ids if colours else {IGNORE: IGNORE, **ids}
+    keys = np.array(sorted(ids))
+    if values.dtype == np.uint8:  # bytes.translate is several times as fast as numpy's indexing
+        table, known = _byte_table(tuple(ids.items()))
+        held = values.tobytes()
+        new = held.translate(table) if table else held
+        label = np.frombuffer(new, np.uint8).reshape(values.shape)
+        strange = np.frombuffer(held.translate(None, delete=known), np.uint8)
+    else:
+        targets = np.array([ids[k] for k in keys.tolist()], np.uint8)
+        place = np.searchsorted(keys, values).clip(max=len(keys) - 1)
+        label, strange = targets[place], values[keys[place] != values]
+    if strange.size:
+        raise _strange(strange, keys, path, colours)
+    return label
+
+
+@functools.lru_cache
+def _byte_table(ids: tuple[tuple[int, int], ...]) -> tuple[bytes, bytes]:
+    """(the id of every byte, or nothing where all keep theirs; the bytes that have one)."""
+    known = {value: i for value, i in ids if 0 <= value <= 255}
+    same = all(value == i for value, i in known.items())
+    table = b"" if same else bytes(known.get(value, 0) for value in range(256))
+    return table, bytes(known)
+
+
+def _strange(values: np.ndarray, keys: np.ndarray, path: Path, colours: bool) -> InputError:
+    found, counts = np.unique(values, return_counts=True)
+    names = [_colour(v) if colours else str(v) for v in found[:8].tolist()]
+    some = ", ".join(f"{n} ({c} pixels)" for n, c in zip(names, counts.tolist(), strict=False))
+    more = f" and {len(found) - 8} others" if len(found) > 8 else ""
+    if colours:
+        known = ", ".join(map(_colour, keys[:12].tolist())) + (", ..." if len(keys) > 12 else "")
+        return InputError(f"mask {shown(path)} holds colours {some}{more}: needs {known}")
+    hint = ""
+    if found.min() > 255 and (not (found % 256).any() or not (found % 257).any()):
+        hint = " All are multiples of 256 or 257: a mask scaled to 16 bits. Save it with 8."
+    return InputError(
+        f"mask {shown(path)} holds ids {some}{more}: needs {_ranges(keys)}, where {IGNORE} is "
+        f"ignore.{hint} Correct the mask, or the table of classes."
+    )
+
+
+def _colour(packed: int) -> str:
+    return f"({packed >> 16}, {packed >> 8 & 255}, {packed & 255})"
+
+
+def _ranges(keys: np.ndarray) -> str:
+    """ "0..2, 255" for 0, 1, 2, 255."""
+    starts = np.flatnonzero(np.diff(keys, prepend=keys[0] - 2) != 1)
+    runs = [(run[0], run[-1]) for run in np.split(keys, starts[1:])]
+    return ", ".join(f"{a}" if a == b else f"{a}..{b}" for a, b in runs)

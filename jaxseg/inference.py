@@ -1,0 +1,358 @@
+"""Inference: what a trained network says of images of any size, as `config.eval` asks.
+
+An image is seen whole or through windows, at one or several scales, with its mirror image or
+without; what these views say is averaged, and a dense CRF may follow. All of it is one function
+with static shapes, under jit: a scan cuts the windows, labels and blends them.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxseg import models, sharding
+from jaxseg.errors import InputError, unknown
+from jaxseg.ops import crf
+from jaxseg.ops.image import centre, normalise
+from jaxseg.ops.resize import resize
+
+Size = tuple[int, int]  # height, width, pixels
+SMALLEST = 1e-30  # probabilities below have no finite logarithm in float32, or nearly so
+MOST_SIZES = 256  # that `buckets` compares in pairs; more are rounded up first
+
+
+def make_infer(config: ConfigDict, mesh: Mesh | None = None) -> Callable[..., dict]:
+    """infer(variables, image, size, logits=True, extent=None): what the network says of image
+    [B,h,w,C], 0..255, at `size` (H, W). A pure function.
+
+    Returns `semantic` int32 [B,H,W], `finite` bool [B] (the network said no NaN and no infinity),
+    and `logits` float32 [B,H,W,K]: logarithms of probabilities where these were averaged or a CRF
+    followed. With logits=False they are left out, and windows at scale 1 without a CRF take memory
+    for one row of windows, however large the image. extent: int32 [B,2], the part of each image
+    that a CRF shall look at, where the rest is padding.
+
+    Where the network needs a larger input than it labels, the image is mirrored at its borders
+    (U-Net, section 2: the overlap-tile strategy). Windows are split over the devices of `mesh`.
+    Raises InputError for settings that do not fit the network.
+    """
+    ask, network, fit = config.eval, *_network(config)
+    window = windows(config, fit) if ask.mode == "slide" else None
+    refine = _crf(config)
+    single = ask.scales == (1.0,) and not refine
+
+    def score(variables: Any, x: jax.Array, labelled: Size, size: Size) -> jax.Array:
+        """What is averaged of the centre `labelled` of x [N,h,w,C], at `size`: [N,*size,K]."""
+        views = [network(variables, x)["logits"]]
+        if ask.flip:
+            views.append(network(variables, x[:, :, ::-1])["logits"][:, :, ::-1])
+        views = [resize(centre(view, labelled), size) for view in views]
+        if ask.average == "probabilities":
+            views = [jax.nn.softmax(view, axis=-1) for view in views]
+        return sum(views) / len(views)
+
+    def slide(variables: Any, image: jax.Array, keep: bool) -> dict[str, jax.Array]:
+        crop, stride = window
+        label = partial(score, variables, labelled=crop, size=crop)
+        return _slide(label, image, crop, stride, fit(crop), ask, mesh, keep)
+
+    def infer(
+        variables: Any,
+        image: jax.Array,
+        size: Size,
+        logits: bool = True,
+        extent: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        have = image.shape[1:3]
+        if window and all(n < c for n, c in zip(have, window[0], strict=True)):
+            raise InputError(
+                f"an image of {have} is smaller than one window of {window[0]}: "
+                "use eval.mode=whole, or a smaller eval.crop"
+            )
+        if single and size == have and not window and not ask.flip:
+            out = network(variables, mirror(image, fit(have)))
+            out = {key: centre(value, have) for key, value in out.items()}
+            out["finite"] = jnp.isfinite(out["logits"]).all((1, 2, 3))
+            return out if logits else {k: v for k, v in out.items() if k != "logits"}
+        if single and size == have and window and not logits:
+            return slide(variables, image, keep=False)
+
+        total = 0
+        for scale in ask.scales:
+            x = rescale(image, scale)
+            seen = x.shape[1:3]
+            if window:
+                total += resize(slide(variables, x, keep=True)["scores"], size)
+            else:
+                total += score(variables, mirror(x, fit(seen)), seen, size)
+        mean = total / len(ask.scales)
+        finite = jnp.isfinite(mean).all((1, 2, 3))
+        if ask.average == "probabilities":
+            mean = jnp.log(jnp.maximum(mean, SMALLEST))
+        if refine:
+            mean = refine(mean, image, extent)
+        out = {"semantic": jnp.argmax(mean, axis=-1).astype(jnp.int32), "finite": finite}
+        return {**out, "logits": mean} if logits else out
+
+    return infer
+
+
+def _network(config: ConfigDict) -> tuple[Callable, Callable]:
+    """network(variables, x): the paper's prediction for x [N,h,w,C], 0..255; and fit(size), the
+    input size that it needs to label `size`."""
+    model, _, predict = models.build(at_output_stride(config))
+    dtype, data = config.train.compute_dtype, config.data
+
+    def network(variables: Any, x: jax.Array) -> dict[str, jax.Array]:
+        x = normalise(x, data.mean, data.std).astype(dtype)
+        params = cast(variables["params"], dtype)
+        return predict(model.apply({**variables, "params": params}, x, train=False), x)
+
+    return network, model.fit if hasattr(model, "fit") else tuple
+
+
+def _crf(config: ConfigDict) -> Callable | None:
+    """refine(logits [B,H,W,K], image [B,h,w,C], extent) -> logits after eval.crf; None without."""
+    name = config.eval.crf
+    if not name:
+        return None
+    if name not in crf.PARAMETERS:
+        raise unknown("set of CRF parameters", name, crf.PARAMETERS)
+    if config.data.channels not in (1, 3):
+        raise InputError(
+            f"eval.crf compares colours, and data.channels is {config.data.channels}: needs 1 or 3"
+        )
+    field = partial(crf.mean_field, **crf.PARAMETERS[name])
+
+    def refine(logits: jax.Array, image: jax.Array, extent: jax.Array | None) -> jax.Array:
+        batch, height, width, _ = logits.shape
+        colours = resize(image.astype(jnp.float32), (height, width), antialias=True)
+        colours = jnp.broadcast_to(colours.round(), (batch, height, width, 3)).astype(jnp.uint8)
+        extent = jnp.array([[height, width]] * batch) if extent is None else extent
+        row, column = jnp.arange(height)[:, None], jnp.arange(width)
+        valid = (row < extent[:, 0, None, None]) & (column < extent[:, 1, None, None])
+        unary = -jnp.maximum(jax.nn.log_softmax(logits), jnp.log(SMALLEST))
+        q = jax.vmap(lambda u, c, v: field(u, c, valid=v))(unary, colours, valid)
+        return jnp.log(jnp.maximum(q, SMALLEST))
+
+    return refine
+
+
+def cast(params: Any, dtype: str) -> Any:
+    """Parameters in the dtype of computation: the layers, having none of their own, follow it."""
+    return jax.tree.map(lambda p: p.astype(dtype), params)
+
+
+def at_output_stride(config: ConfigDict) -> ConfigDict:
+    """The config whose network works at eval.output_stride: other rates, the same parameters."""
+    stride = config.eval.output_stride
+    if not stride:
+        return config
+    if "backbone" not in config.model or "output_stride" not in config.model.backbone:
+        raise InputError(
+            f"eval.output_stride is {stride}, but {config.model.name} has no backbone whose output "
+            "stride could be another: leave it 0"
+        )
+    config = config.copy_and_resolve_references()
+    config.model.backbone.output_stride = stride
+    return config
+
+
+def windows(config: ConfigDict, fit: Callable[[Size], Size]) -> tuple[Size, Size]:
+    """(crop, stride) of the windows, in labelled pixels.
+
+    A crop of 0 is what the network labels of a training crop; a stride of 0 is PSPNet's, two thirds
+    of the crop. Raises InputError for a stride above the crop.
+    """
+    ask, train = config.eval, config.data.crop
+    crop = tuple(c or 2 * n - f for c, n, f in zip(ask.crop, train, fit(train), strict=True))
+    stride = tuple(s or -(-2 * c // 3) for s, c in zip(ask.stride, crop, strict=True))
+    if any(s > c for s, c in zip(stride, crop, strict=True)):
+        raise InputError(
+            f"eval.stride {stride} is above the window {crop}: the pixels between windows would "
+            f"have no label. Use at most {crop}, or 0 for two thirds"
+        )
+    return crop, stride
+
+
+def mirror(image: jax.Array, size: Size, before: Size | None = None) -> jax.Array:
+    """image [B,h,w,C] grown to `size` by mirroring it at its borders.
+
+    before: how many rows and columns come first; by default half of the new ones.
+    """
+    new = [n - h for n, h in zip(size, image.shape[1:3], strict=True)]
+    before = before or [n // 2 for n in new]
+    pads = [(b, n - b) for b, n in zip(before, new, strict=True)]
+    return jnp.pad(image, [(0, 0), *pads, (0, 0)], mode="symmetric")
+
+
+def rescale(image: jax.Array, scale: float) -> jax.Array:
+    """image [B,h,w,C] -> float32 at `scale`, bilinear, antialiased where smaller as in training."""
+    size = tuple(max(1, round(n * scale)) for n in image.shape[1:3])
+    if size == image.shape[1:3]:
+        return image
+    return resize(image.astype(jnp.float32), size, antialias=True)
+
+
+def starts(length: int, crop: int, stride: int) -> np.ndarray:
+    """Where windows of `crop` begin on an axis: each `stride`, the last one moved back to the end.
+
+    The rule of PSPNet's and MMSegmentation's code.
+    """
+    count = 1 + max(0, -(-(length - crop) // stride))
+    return np.minimum(np.arange(count) * stride, length - crop)
+
+
+def _axis(length: int, crop: int, stride: int, blend: str) -> tuple[np.ndarray, np.ndarray]:
+    """`starts` [n] and each window's share of each of its pixels, float32 [n,crop].
+
+    The shares of a pixel add up to 1. Those of a window are equal, or a Gaussian of standard
+    deviation crop / 8 around its centre (nnU-Net). Two axes multiply, as the windows are a grid.
+    """
+    first = starts(length, crop, stride)
+    offset = (np.arange(crop) - (crop - 1) / 2) / (crop / 8)
+    bump = np.exp(-(offset**2) / 2) if blend == "gaussian" else np.ones(crop)
+    total = np.zeros(length)
+    for start in first:
+        total[start : start + crop] += bump
+    shares = np.stack([bump / total[start : start + crop] for start in first])
+    return first, shares.astype(np.float32)
+
+
+def _slide(
+    label: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    crop: Size,
+    stride: Size,
+    inputs: Size,
+    ask: ConfigDict,
+    mesh: Mesh | None,
+    keep: bool,
+) -> dict[str, jax.Array]:
+    """What `_scan` returns of the whole image [B,h,w,C], grown where it is smaller than a window
+    and by what windows see around their crop."""
+    have = image.shape[1:3]
+    covered = tuple(map(max, have, crop))
+    image = mirror(image, covered, before=(0, 0))
+    image = mirror(image, tuple(n + i - c for n, i, c in zip(covered, inputs, crop, strict=True)))
+    grid = [_axis(*along, ask.blend) for along in zip(covered, crop, stride, strict=True)]
+
+    columns, batch = len(grid[1][0]), len(image)
+    turns = -(-columns * batch // max(ask.batch, batch))
+    parts = sharding.batch_parts(mesh) if mesh else 1
+    least = parts // math.gcd(parts, batch)  # a group's windows go on all devices
+    group = -(-columns // (turns * least)) * least
+
+    def spread(x: jax.Array) -> jax.Array:
+        if mesh:
+            over = sharding.batch_sharding({"windows": x}, mesh)["windows"]
+            x = jax.lax.with_sharding_constraint(x, over)
+        return label(x)
+
+    out = _scan(spread, image, grid, inputs, crop, group, keep)
+    return {k: v if k == "finite" else v[:, : have[0], : have[1]] for k, v in out.items()}
+
+
+def _scan(
+    label: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    grid: list[tuple[np.ndarray, np.ndarray]],
+    inputs: Size,
+    crop: Size,
+    group: int,
+    keep: bool,
+) -> dict[str, jax.Array]:
+    """Rows of windows, one after the other, each `group` windows at a time: `semantic` [B,H,W],
+    `finite` [B] and, with keep, `scores` [B,H,W,K].
+
+    label: [N,*inputs,C] -> scores [N,*crop,K]. Of the scores only a strip is held, as high as a
+    window: each row of windows labels it, and then it moves on; later rows overwrite what they
+    cover, so that the last word on a pixel has heard all of its windows.
+    """
+    (tops, row_shares), (lefts, column_shares) = grid
+    batch, *_, channels = image.shape
+    size = (tops[-1] + crop[0], lefts[-1] + crop[1])
+    steps = np.diff(tops, append=tops[-1])
+    fill = -len(lefts) % group  # windows again, whose share is nothing
+    lefts = np.pad(lefts, (0, fill), mode="edge").reshape(-1, group)
+    column_shares = np.pad(column_shares, ((0, fill), (0, 0))).reshape(-1, group, crop[1])
+    example = jax.ShapeDtypeStruct((group * batch, *inputs, channels), image.dtype)
+    classes = jax.eval_shape(label, example).shape[-1]
+
+    def add(strip: jax.Array, window: tuple) -> tuple[jax.Array, None]:
+        left, scores, share = window
+        at = (0, 0, left, 0)
+        scores = scores * share[:, :, None] + jax.lax.dynamic_slice(strip, at, scores.shape)
+        return jax.lax.dynamic_update_slice(strip, scores, at), None
+
+    def row(carry: tuple, item: tuple) -> tuple[tuple, None]:
+        strip, out = carry
+        top, step, row_share = item
+
+        def some(strip: jax.Array, columns: tuple) -> tuple[jax.Array, None]:
+            lefts, column_shares = columns
+            cut = (batch, *inputs, channels)
+            seen = jax.lax.map(lambda x: jax.lax.dynamic_slice(image, (0, top, x, 0), cut), lefts)
+            scores = label(seen.reshape(example.shape)).reshape(group, batch, *crop, classes)
+            shares = row_share[:, None] * column_shares[:, None]  # [group,*crop]
+            return jax.lax.scan(add, strip, (lefts, scores, shares))
+
+        strip, _ = jax.lax.scan(some, strip, (lefts, column_shares))
+        semantic = jnp.argmax(strip, axis=-1).astype(jnp.int32)
+        new = {
+            "semantic": jax.lax.dynamic_update_slice(out["semantic"], semantic, (0, top, 0)),
+            "finite": out["finite"] & jnp.isfinite(strip).all((1, 2, 3)),
+        }
+        if keep:
+            new["scores"] = jax.lax.dynamic_update_slice(out["scores"], strip, (0, top, 0, 0))
+        strip = jnp.pad(strip, [(0, 0), (0, crop[0]), (0, 0), (0, 0)])
+        strip = jax.lax.dynamic_slice_in_dim(strip, step, crop[0], axis=1)
+        return (strip, new), None
+
+    strip = jnp.zeros((batch, crop[0], size[1], classes))
+    out = {"semantic": jnp.zeros((batch, *size), jnp.int32), "finite": jnp.ones(batch, bool)}
+    if keep:
+        out["scores"] = jnp.zeros((batch, *size, classes))
+    return jax.lax.scan(row, (strip, out), (tops, steps, row_shares))[0][1]
+
+
+def buckets(sizes: Iterable[Size], most: int) -> dict[Size, Size]:
+    """The shape that images of each size are extended to: at most `most` shapes in all.
+
+    Up to `most` sizes stay as they are. Beyond, the two groups of sizes whose common shape adds the
+    fewest pixels, over all images, become one, again and again.
+    """
+    counts = Counter(sizes)
+    if len(counts) <= most:
+        return {size: size for size in counts}
+    step = 1
+    while len({_round_up(size, step) for size in counts}) > MOST_SIZES:
+        step *= 2
+    merged: Counter[Size] = Counter()
+    for size, count in counts.items():
+        merged[_round_up(size, step)] += count
+    shapes = np.array(sorted(merged), np.int64)  # [n,2]
+    number = np.array([merged[tuple(map(int, shape))] for shape in shapes])
+    while len(shapes) > most:
+        hull = np.maximum(shapes[:, None], shapes[None])
+        pixels = shapes.prod(1) * number
+        added = hull.prod(2) * (number[:, None] + number) - pixels[:, None] - pixels
+        np.fill_diagonal(added, np.iinfo(np.int64).max)
+        i, j = np.unravel_index(np.argmin(added), added.shape)
+        shapes[i], number[i] = hull[i, j], number[i] + number[j]
+        shapes, number = np.delete(shapes, j, axis=0), np.delete(number, j)
+    fits = {}
+    for size in counts:
+        covering = shapes[(shapes >= size).all(1)]
+        fits[size] = tuple(map(int, covering[np.argmin(covering.prod(1))]))
+    return fits
+
+
+def _round_up(size: Size, step: int) -> Size:
+    return tuple(-(-n // step) * step for n in size)

@@ -1,0 +1,188 @@
+"""Convolutions of NHWC arrays, each in the form that the platform runs fast.
+
+XLA's CPU backend hands matrix products and dense convolutions to fast kernels, and runs grouped
+convolutions, and gradients of strided ones, as scalar loops. There, depthwise convolutions become
+sums of shifted products and 1x1 convolutions matrix products, with gradients of their own. Other
+platforms keep their native convolutions.
+
+The choice is `jax.lax.platform_dependent`, made when a program is lowered and not when it is
+traced: a program exported for several platforms takes the right form on each, and so does a
+computation placed on a device that is not the default one.
+
+All forms keep an array whose rows are sharded where it is: neighbours exchange a halo. The forms
+with gradients of their own differentiate once, in reverse mode.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Padding = tuple[tuple[int, int], tuple[int, int]]  # rows above and below, columns left and right
+UNPADDED = ((0, 0), (0, 0))
+
+
+@partial(jax.jit, static_argnames=("stride", "rate", "padding"))
+def conv(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, rate: int = 1, padding: Padding = UNPADDED
+) -> jax.Array:
+    """Convolution: [B,H,W,C] with kernel [kh,kw,C,D] -> [B,h,w,D], in the dtype of both.
+
+    h = (H + padding - rate (kh - 1) - 1) // stride + 1, likewise w. Equals
+    `lax.conv_general_dilated`. On CPU a 1x1 kernel is one matrix product over pixels.
+
+    stride, rate (dilation), padding: pixels, hashable.
+    Raises TypeError where the dtypes differ or the channels do not match.
+    """
+    if any(sum(edge) > rate * (k - 1) for edge, k in zip(padding, kernel.shape[:2], strict=True)):
+        # Where the output is larger than the input, as in FCN's first layer, XLA's CPU backend runs
+        # the gradient of the kernel as a scalar loop, 10 to 100 times slower. Padding first helps.
+        x, padding = _pad(x, padding), UNPADDED
+    native = partial(_native, stride=stride, rate=rate, padding=padding)
+    if kernel.shape[:2] != (1, 1):
+        return native(x, kernel)
+    forward = partial(_pointwise, stride=stride, padding=padding)
+    backward = partial(_pointwise_gradient, stride=stride, padding=padding)
+    return _on_cpu(forward, backward, native)(x, kernel)
+
+
+@partial(jax.jit, static_argnames=("stride", "rate", "padding"))
+def depthwise(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, rate: int = 1, padding: Padding = UNPADDED
+) -> jax.Array:
+    """Convolution of each channel by itself: [B,H,W,C] with kernel [kh,kw,C] -> [B,h,w,C].
+
+    Sizes, arguments and errors as in `conv`. Equals `lax.conv_general_dilated` with C groups. On
+    CPU it is the sum over taps of the shifted image times that tap, one loop that vectorises over
+    channels, several tens of times faster than the grouped convolution and its gradient.
+    """
+    forward = partial(_shifted, stride=stride, rate=rate, padding=padding)
+    backward = partial(_shifted_gradient, stride=stride, rate=rate, padding=padding)
+    native = partial(_native_depthwise, stride=stride, rate=rate, padding=padding)
+    return _on_cpu(forward, backward, native)(x, kernel)
+
+
+def _on_cpu(forward: Callable, backward: Callable, native: Callable) -> Callable:
+    """`native(x, kernel)`, but on CPU `forward(x, kernel)` and `backward(x, kernel, g)`.
+
+    The platform is chosen inside both rules: a gradient through the choice itself would keep the
+    residuals of every platform.
+    """
+
+    @jax.custom_vjp
+    def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.platform_dependent(x, kernel, cpu=forward, default=native)
+
+    def native_backward(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple:
+        return jax.vjp(native, x, kernel)[1](g)
+
+    def pull(saved: tuple, g: jax.Array) -> tuple:
+        return lax.platform_dependent(*saved, g, cpu=backward, default=native_backward)
+
+    run.defvjp(lambda x, kernel: (run(x, kernel), (x, kernel)), pull)
+    return run
+
+
+def _native(
+    x: jax.Array, kernel: jax.Array, stride: int, rate: int, padding: Padding, groups: int = 1
+) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        rhs_dilation=(rate, rate),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _native_depthwise(
+    x: jax.Array, kernel: jax.Array, stride: int, rate: int, padding: Padding
+) -> jax.Array:
+    return _native(x, kernel[:, :, None], stride, rate, padding, groups=x.shape[3])
+
+
+def _wide(x: jax.Array) -> jnp.dtype:
+    """The dtype to sum in: float32, or that of x where it is wider."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _pad(x: jax.Array, padding: Padding, interior: int = 0) -> jax.Array:
+    edges = [(0, 0, 0), *((*edge, interior) for edge in padding), (0, 0, 0)]
+    return lax.pad(x, jnp.zeros((), x.dtype), edges)
+
+
+def _pixels(x: jax.Array) -> jax.Array:
+    """[B,h,w,C] -> [B,h*w,C]. Merging B too would gather an array whose rows are sharded."""
+    return x.reshape(x.shape[0], -1, x.shape[3])
+
+
+def _subsample(x: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    return _pad(x, padding)[:, ::stride, ::stride]
+
+
+def _pointwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    x = _subsample(x, stride, padding)
+    y = jnp.matmul(_pixels(x), kernel[0, 0], preferred_element_type=_wide(x))
+    return y.astype(x.dtype).reshape(*x.shape[:3], -1)
+
+
+def _pointwise_gradient(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int, padding: Padding
+) -> tuple[jax.Array, jax.Array]:
+    taken, spread = jax.vjp(partial(_subsample, stride=stride, padding=padding), x)
+    dx = jnp.matmul(_pixels(g), kernel[0, 0].T, preferred_element_type=_wide(x))
+    dx = dx.astype(x.dtype).reshape(taken.shape)
+    dw = partial(jnp.einsum, preferred_element_type=_wide(x))
+    if g.shape[1] * g.shape[2] >= g.shape[3]:  # a product per image, B C D numbers to sum
+        dw = dw("bpc,bpd->bcd", _pixels(taken), _pixels(g)).sum(0)
+    else:  # one product over images and pixels; XLA first transposes x, B C h w numbers
+        dw = dw("bpc,bpd->cd", _pixels(taken), _pixels(g))
+    return spread(dx)[0], dw.astype(kernel.dtype)[None, None]
+
+
+def _taps(
+    x: jax.Array, kernel: tuple[int, ...], stride: int, rate: int, padding: Padding
+) -> list[jax.Array]:
+    """For every tap (i, j), in row-major order, the pixel it meets at each output [B,h,w,C]."""
+    x = _pad(x, padding)
+    end_h, end_w = (n - rate * (k - 1) for n, k in zip(x.shape[1:3], kernel, strict=True))
+    starts = product(*(range(0, rate * k, rate) for k in kernel))
+    return [x[:, i : i + end_h : stride, j : j + end_w : stride] for i, j in starts]
+
+
+def _shifted(
+    x: jax.Array, kernel: jax.Array, stride: int, rate: int, padding: Padding
+) -> jax.Array:
+    taps = _taps(x, kernel.shape[:2], stride, rate, padding)
+    weights = kernel.reshape(-1, kernel.shape[2]).astype(_wide(x))
+    y = sum(tap * weight for tap, weight in zip(taps, weights, strict=True)).astype(x.dtype)
+    # Without the barrier, XLA repeats the whole sum in every consumer of y.
+    return lax.optimization_barrier(y)
+
+
+def _shifted_gradient(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int, rate: int, padding: Padding
+) -> tuple[jax.Array, jax.Array]:
+    """dx is the same sum on g, spread by the stride, with the kernel turned by half a turn."""
+    edges = []
+    sizes = zip(kernel.shape[:2], x.shape[1:3], g.shape[1:3], padding, strict=True)
+    for k, n, m, (low, _) in sizes:
+        reach = rate * (k - 1)
+        edges.append((reach - low, n + low - ((m - 1) * stride + 1)))
+    spread = _pad(g, tuple(edges), stride - 1)
+    dx = _shifted(spread, kernel[::-1, ::-1], 1, rate, UNPADDED)
+
+    taps = _taps(x, kernel.shape[:2], stride, rate, padding)
+    products = [tap.astype(_wide(x)) * g for tap in taps]
+    if x.shape[3] < 1000:  # all taps in one pass over g, summed along each row of pixels
+        zeros = [jnp.zeros((), _wide(x))] * len(taps)
+        products = lax.reduce(products, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (2,))
+    else:  # in that pass, pixels that far apart would evict each other from the cache
+        products = [p.sum(2) for p in products]
+    dw = jnp.stack([p.sum((0, 1)) for p in products])
+    return dx, dw.reshape(kernel.shape).astype(kernel.dtype)

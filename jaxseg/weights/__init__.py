@@ -1,0 +1,1 @@
+"""Weights of other libraries: read from their files, named as ours."""
