@@ -68,7 +68,8 @@ def restore(source: ocp.CheckpointManager, target: Any) -> tuple[Any, int, str]:
                 return restored.state, step, digest
             reason = f"its fingerprint is {digest}, saved was {saved}"
         except Exception as error:  # orbax raises many kinds for damaged files
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            first = (str(error).splitlines() or [""])[0]
+            reason = f"{type(error).__name__}: {first[:200]}"
         print(f"checkpoint {step} is damaged and passed over: {reason}", file=sys.stderr)
     raise InputError(
         f"none of the checkpoints {steps} in {source.directory} can be read: use another workdir, "
@@ -76,10 +77,18 @@ def restore(source: ocp.CheckpointManager, target: Any) -> tuple[Any, int, str]:
     )
 
 
-def delete_after(source: ocp.CheckpointManager, step: int) -> None:
-    """Deletes the (damaged) checkpoints later than `step`: orbax refuses to save beneath them."""
-    for later in [s for s in source.all_steps() if s > step]:
-        source.delete(later)
+def set_aside(workdir: Path, after: int) -> None:
+    """Renames the (damaged) checkpoints later than `after`: orbax refuses to save beneath them.
+
+    What is damaged is never deleted: N becomes N.damaged, or N.damaged2 and so on.
+    """
+    if jax.process_index():
+        return
+    for path in (workdir / "checkpoints").iterdir():
+        if path.name.isdigit() and int(path.name) > after:
+            names = (f"{path.name}.damaged{n}" for n in ("", *range(2, 1000)))
+            free = next(name for name in names if not path.with_name(name).exists())
+            path.rename(path.with_name(free))
 
 
 @jax.jit

@@ -96,7 +96,7 @@ def default() -> ConfigDict:
     config.train = train = ConfigDict()
     train.steps = 30_000  # optimizer steps
     train.batch = 16  # images a step, over all devices
-    train.accumulate = 1  # split each batch into this many parts, one after the other
+    train.accumulate = 1  # split each batch into this many parts, whose mean losses are averaged
     train.seed = 0
     train.compute_dtype = "float32"  # or "bfloat16"; parameters, norms' statistics, losses stay f32
     train.ema = 0.0  # decay of the parameters' moving average, used to evaluate; 0 = none

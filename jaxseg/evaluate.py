@@ -16,13 +16,12 @@ from jaxseg import config as configs
 from jaxseg import sharding
 from jaxseg.data import catalog, pipeline
 from jaxseg.data.colours import IGNORE, Classes, read_note, save_label
-from jaxseg.data.files import read_label
+from jaxseg.data.files import read_label, replacing
 from jaxseg.errors import InputError
 from jaxseg.inference import buckets, make_infer
 from jaxseg.log import say
 from jaxseg.ops import boundary, metrics
 from jaxseg.report import Evaluation, report, table
-from jaxseg.workdir import replacing
 
 
 def make_eval_step(

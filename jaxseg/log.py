@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from jaxseg.data.files import replacing
+
 
 def say(text: str, end: str = "\n") -> None:
     """One line for the reader, from the first process only."""
@@ -36,7 +38,8 @@ class Log:
             return
         kept = self.path.read_text().splitlines() if start and self.path.exists() else []
         kept = [line for line in kept if _step(line) <= start]
-        self.path.write_text("".join(f"{line}\n" for line in kept))
+        with replacing(self.path) as file:
+            file.write_text("".join(f"{line}\n" for line in kept))
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
 
@@ -61,7 +64,7 @@ class Log:
     def flush(self) -> None:
         """Writes the record that waits, if any.
 
-        Raises FloatingPointError where its loss is not finite.
+        Raises FloatingPointError where its loss or gradient is not finite.
         """
         if self.pending is None:
             return
@@ -75,16 +78,21 @@ class Log:
             f"{rates['images_per_s']:.1f} images/s  ETA {clock(left)}  "
             f"data wait {rates['data_wait']:.0%}"
         )
+        if values.get("skipped"):
+            line += f"  steps skipped {values['skipped']:.0f}"
         if self.terminal and self.writes:
             print(f"\r\033[K{line}", end="" if step < self.steps else "\n", flush=True)
         else:
             say(line)
-        if not math.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"the loss is {values['loss']} at step {step}. Such steps change no weight, "
-                "and the last checkpoint is good. Lower optim.lr, set optim.clip, or look at the "
-                "images."
-            )
+        for what, key in {"the loss": "loss", "the gradient's norm": "grad_norm"}.items():
+            if not math.isfinite(values[key]):
+                if self.terminal:
+                    say("")
+                raise FloatingPointError(
+                    f"{what} is {values[key]} at step {step}. Such steps change no weight, "
+                    "and the last checkpoint is good. Lower optim.lr, set optim.clip, or look at "
+                    "the images."
+                )
 
     def eval(self, step: int, scores: dict[str, Any]) -> None:
         """Writes the totals of an evaluation."""
@@ -94,9 +102,11 @@ class Log:
         shown = "  ".join(
             f"{k} {totals[k]:.4f}" for k in ("mIoU", "mAcc", "aAcc") if totals[k] is not None
         )
-        say(
-            ("\r\033[K" if self.terminal else "") + f"step {step}/{self.steps}  validation  {shown}"
-        )
+        self.say(f"step {step}/{self.steps}  validation  {shown}")
+
+    def say(self, text: str) -> None:
+        """A line of its own, in place of the progress line of a terminal."""
+        say(("\r\033[K" if self.terminal else "") + text)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

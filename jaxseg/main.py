@@ -154,7 +154,8 @@ def help_text() -> str:
         "Verbs (train is the default), with an example each:",
         *(f"  {name} {verb.example}\n      {verb.does}" for name, verb in VERBS.items()),
         "\npython -m jaxseg.main VERB --help lists a verb's arguments.",
-        "Every key that --config.a.b=value can set is explained in jaxseg/config.py.",
+        "jaxseg/config.py explains the keys of --config.a.b=value; those of model and loss are the",
+        "fields of the paper's Model and the keywords of its loss, in jaxseg/models.",
     ]
     return "\n".join(lines)
 
@@ -303,6 +304,7 @@ def main() -> None:
     """Runs the command line and exits with its code.
 
     0: done. 1: the loss is not finite. 2: something to mend. 42: stopped by a signal, and saved.
+    130: interrupted where there was nothing to save.
     """
     try:
         code = run(sys.argv[1:])
@@ -312,6 +314,9 @@ def main() -> None:
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
     sys.exit(code)
 
 

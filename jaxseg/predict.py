@@ -23,7 +23,6 @@ from jaxseg.errors import InputError
 from jaxseg.inference import buckets, make_infer
 from jaxseg.log import clock, say
 from jaxseg.train import load_variables
-from jaxseg.workdir import replacing
 
 ROWS = 512  # of an image that are coloured at a time
 
@@ -184,7 +183,7 @@ def label_file(
     arrays = not written.keys().isdisjoint(("logits", "probabilities"))
     label, logits = predictor.infer(image, shape, arrays)
     for kind, file in written.items():
-        with replacing(file) as temporary:
+        with files.replacing(file) as temporary:
             if kind == "label":
                 colours.save_label(temporary, label, predictor.classes, note)
             elif kind == "overlay":
@@ -214,7 +213,7 @@ def complete(written: dict[str, Path], path: Path, note: str) -> bool:
 
 def save_legend(path: Path, classes: colours.Classes) -> None:
     """Writes a picture of the classes' names and colours."""
-    with replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         colours.legend(classes, range(len(classes)), width=640).save(temporary, format="PNG")
 
 

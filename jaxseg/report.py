@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from jaxseg import plots
 from jaxseg.data.colours import Classes, strip
+from jaxseg.data.files import replacing
 from jaxseg.data.transforms import resize, resize_label
 from jaxseg.ops import boundary, metrics
 
@@ -48,7 +49,8 @@ def report(folder: Path, step: int | None, result: Evaluation, source: Any, spli
     summary["per_class"] = dict(zip(names, per_class, strict=True))
     summary["worst"] = [result.images[i] for i in result.worst]
     summary["policy"] = metrics.POLICY
-    (folder / "eval.json").write_text(json.dumps(summary, indent=2) + "\n")
+    with replacing(folder / "eval.json") as file:
+        file.write_text(json.dumps(summary, indent=2) + "\n")
 
     pixels = result.confusion.sum(axis=1).tolist()
     rows = [
@@ -71,6 +73,14 @@ def report(folder: Path, step: int | None, result: Evaluation, source: Any, spli
         picture.save(pictures / f"{number}_{Path(example['name']).name}.png")
     if result.worst:
         sheet(result, source).save(folder / "worst.png")
+
+
+def reported_step(folder: Path) -> int | None:
+    """The step of the report in `folder`; None where there is none, or it is damaged."""
+    try:
+        return json.loads((folder / "eval.json").read_text())["step"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _table_file(path: Path, rows: list[dict]) -> None:

@@ -1,9 +1,9 @@
 """Training: the state, one step of it, and the only loop."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from jaxseg.ops.augment import augment
 from jaxseg.ops.image import normalise
 from jaxseg.optim import make_optimizer, schedule
 from jaxseg.pretrained import filled, flat, load_backbone
-from jaxseg.report import report, table
+from jaxseg.report import report, reported_step, table
 from jaxseg.workdir import load_config, prepare
 
 # The keys of config.data that the device obeys where it augments.
@@ -41,6 +41,7 @@ class TrainState:
     """Everything that changes in training: a tree of arrays, no functions."""
 
     step: jax.Array  # int32, finished steps
+    skipped: jax.Array  # int32, those of them that were not finite and changed nothing
     params: Any  # float32
     batch_stats: Any  # running statistics of the norms
     opt_state: Any
@@ -64,6 +65,7 @@ def init_state(
     variables = {"batch_stats": {}, **variables}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=tx.init(variables["params"]),
@@ -82,7 +84,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on a batch: (new state, scalars to log).
 
-    A step whose loss or gradient is not finite leaves everything but the step's number unchanged.
+    A step whose loss or gradient is not finite leaves everything unchanged but the step's number
+    and the count of such steps.
     """
 
     def objective(params: Any, batch_stats: Any, part: dict, rng: jax.Array) -> tuple:
@@ -119,15 +122,17 @@ def train_step(
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    new = TrainState(state.step + 1, params, batch_stats, opt_state, ema={})
+    new = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
     if config.train.ema:
         averaged = optax.incremental_update(new.variables(), state.ema, 1 - config.train.ema)
         new = new.replace(ema=averaged)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(logs["loss"]) & jnp.isfinite(norm)
-    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state).replace(step=new.step)
-    lr = schedule(config.optim, config.train.steps)(state.step)
-    return kept, {**logs, "lr": lr, "grad_norm": norm}
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+    kept = kept.replace(step=state.step + 1, skipped=state.skipped + ~finite)
+    # The optimizer's own schedule counts the steps that it took.
+    lr = schedule(config.optim, config.train.steps)(state.step - state.skipped)
+    return kept, {**logs, "lr": lr, "grad_norm": norm, "skipped": kept.skipped}
 
 
 def augment_batch(batch: dict[str, jax.Array], step: jax.Array, config: ConfigDict) -> dict:
@@ -219,8 +224,27 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
     if not dry_run:
         prepare(config, workdir, validation.classes)
     state, start = (None, 0) if dry_run else resume(workdir, target)
-    if start >= config.train.steps:
-        say(f"{workdir} is finished, at step {start}: `eval` scores it again, `predict` uses it")
+
+    def validate(step: int, log: Log) -> None:
+        with log.paused():
+            result = evaluate(eval_step, state.variables(), validation, config, mesh)
+            log.eval(step, result.scores)
+            if jax.process_index() == 0:
+                report(workdir, step, result, validation, config.data.eval_split)
+                plots.curves(log.path, workdir / "curves.png")
+        if step == last:
+            say(table(result.scores, validation.classes))
+            say(f"pictures in {workdir / 'pictures'}, curves in {workdir / 'curves.png'}")
+
+    every, last, batch_size = config.train, config.train.steps, config.train.batch
+    if start >= last:
+        if reported_step(workdir) is None or reported_step(workdir) < last:
+            with Log(workdir, start, last, batch_size) as log:  # it was stopped in the last one
+                validate(start, log)
+        say(
+            f"{workdir} is finished, at step {start}: `eval` scores it again, `predict` uses it; "
+            f"pictures in {workdir / 'pictures'}"
+        )
         return 0
     if state is None:
         state = start_from(config, init())
@@ -233,46 +257,42 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
     batches = pipeline.train_batches(
         source,
         config.data,
-        batch=config.train.batch,
+        batch=batch_size,
         seed=config.train.seed,
         start=start,
         process=(jax.process_index(), jax.process_count()),
     )
-    first = sharding.put_batch(next(batches), mesh)
-    step_fn = compile_step(step_function, state, first, mesh)
-    if dry_run:
-        _, logs = step_fn(state, first)
-        say(f"dry run: one step, loss {float(logs['loss']):.4f}")
-        return 0
+    with contextlib.closing(batches):
+        first = sharding.put_batch(next(batches), mesh)
+        step_fn = compile_step(step_function, state, first, mesh)
+        if dry_run:
+            _, logs = step_fn(state, first)
+            say(f"dry run: one step, loss {float(logs['loss']):.4f}")
+            return 0
 
-    every, last = config.train, config.train.steps
-    log, logs = Log(workdir, start, last, config.train.batch), None
-    with checkpoint.manager(workdir, every.keep) as manager, log, stop_signals() as stopped:
-        for step in range(start + 1, last + 1):
-            batch = first if step == start + 1 else sharding.put_batch(log.wait(batches), mesh)
-            before, (state, logs) = logs, step_fn(state, batch)
-            jax.block_until_ready(before)  # one step runs, one waits: a signal is soon obeyed
-            log.flush()
-            if step == last or due(step, every.log_every):
-                log.train(step, logs)
-            if step == last or stopped or due(step, every.checkpoint_every):
-                with log.paused():
-                    checkpoint.save(manager, step, state)
-            if step == last or due(step, every.eval_every):
-                with log.paused():
-                    result = evaluate(eval_step, state.variables(), validation, config, mesh)
-                    log.eval(step, result.scores)
-                    if jax.process_index() == 0:
-                        report(workdir, step, result, validation, config.data.eval_split)
-                        plots.curves(log.path, workdir / "curves.png")
-            if stopped and step < last:
-                say(
-                    f"{stopped[0]}: saved step {step} in {workdir}; "
-                    "the same command goes on from there"
-                )
-                return STOPPED
-    say(table(result.scores, validation.classes))
-    say(f"pictures in {workdir / 'pictures'}, curves in {workdir / 'curves.png'}")
+        log, logs = Log(workdir, start, last, batch_size), None
+        with checkpoint.manager(workdir, every.keep) as manager, log, stop_signals() as stopped:
+            for step in range(start + 1, last + 1):
+                batch = first if step == start + 1 else sharding.put_batch(log.wait(batches), mesh)
+                before, (state, logs) = logs, step_fn(state, batch)
+                jax.block_until_ready(before)  # one step runs, one waits: a signal is soon obeyed
+                log.flush()
+                if step == last or due(step, every.log_every):
+                    log.train(step, logs)
+                stop = stopped[0] if stopped and step < last else ""
+                if step == last or stop or due(step, every.checkpoint_every):
+                    with log.paused():
+                        checkpoint.save(manager, step, state)
+                if stop:
+                    manager.wait_until_finished()
+                    log.flush()
+                    log.say(
+                        f"{stop}: saved step {step} in {workdir}; "
+                        "the same command goes on from there"
+                    )
+                    return STOPPED
+                if step == last or due(step, every.eval_every):
+                    validate(step, log)
     return 0
 
 
@@ -282,7 +302,7 @@ def resume(workdir: Path, target: TrainState) -> tuple[TrainState | None, int]:
         return None, 0
     with checkpoint.manager(workdir) as manager:
         state, step, digest = checkpoint.restore(manager, target)
-        checkpoint.delete_after(manager, step)
+    checkpoint.set_aside(workdir, after=step)
     say(f"resuming at step {step}, fingerprint {digest}")
     return state, step
 
@@ -291,9 +311,9 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def stop_signals() -> Iterator[list[str]]:
-    """A list that gets the name of the first SIGTERM or SIGINT; a second SIGINT kills."""
+    """A list that gets the name of each SIGTERM or SIGINT; a SIGINT after the first kills."""
     stopped: list[str] = []
 
     def note(number: int, _: Any) -> None:

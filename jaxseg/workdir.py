@@ -1,12 +1,10 @@
 """The folder of a run: what it remembers of itself, all in plain files."""
 
+import contextlib
 import json
-import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,16 +12,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint
+from jaxseg import checkpoint, models
 from jaxseg import config as configs
 from jaxseg.data import catalog, pixels
 from jaxseg.data.colours import Classes
+from jaxseg.data.files import replacing
 from jaxseg.errors import InputError
 from jaxseg.log import say
 
 # A resumed run may change how it looks at itself and where it runs, not what it computes.
 FREE = ("data.root", "data.threads", "data.workers", "eval.", "mesh.", "train.log_every")
-FREE += ("train.eval_every", "train.checkpoint_every", "train.keep")
+FREE += ("data.on_bad_example", "train.eval_every", "train.checkpoint_every", "train.keep")
 SHOWN = 8  # differing keys that a message lists
 
 
@@ -45,18 +44,21 @@ def prepare(config: ConfigDict, workdir: Path, classes: Classes) -> None:
     if jax.process_index():
         return
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        remembered.write_text(configs.to_json(config))
+        with replacing(remembered) as file:
+            file.write_text(configs.to_json(config))
+        catalog.write_classes(workdir / "classes.json", classes)
+        with replacing(workdir / "env.json") as file:
+            file.write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot write to workdir {workdir}: {error.strerror}") from error
-    catalog.write_classes(workdir / "classes.json", classes)
-    (workdir / "env.json").write_text(json.dumps(environment(), indent=2) + "\n")
 
 
 def warn_of_backend(workdir: Path) -> None:
     """Says where the run was augmented by another library, which rounds differently."""
-    path = workdir / "env.json"
-    before = json.loads(path.read_text()).get("augmentation") if path.is_file() else None
+    try:
+        before = json.loads((workdir / "env.json").read_text()).get("augmentation")
+    except (OSError, ValueError):  # gone or damaged: nothing to compare with
+        before = None
     if before not in (None, pixels.BACKEND):
         say(
             f"warning: this run was augmented with {before} and goes on with {pixels.BACKEND}, "
@@ -77,11 +79,11 @@ def environment() -> dict[str, Any]:
         "numpy",
         "pillow",
     )
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
+    clone, commit = Path(__file__).parents[1], None
+    if (clone / ".git").exists():  # not that of a repository around an installed package
+        git = ["git", "-C", str(clone), "describe", "--always", "--dirty"]
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     return {
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "augmentation": pixels.BACKEND,
@@ -101,21 +103,14 @@ def load_config(workdir: Path) -> ConfigDict:
         )
     try:
         config = configs.from_json(path.read_text())
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {error}. Use another workdir") from error
-    for section, defaults in configs.default().items():  # keys younger than the run
-        with config[section].unlocked():
-            config[section].update({k: v for k, v in defaults.items() if k not in config[section]})
+        for section, defaults in configs.default().items():  # keys younger than the run
+            with config[section].unlocked():
+                new = {k: v for k, v in defaults.items() if k not in config[section]}
+                config[section].update(new)
+        config.model.unlock()
+        config.loss.unlock()
+        models.complete(config)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is damaged: {reason}. Use another workdir") from error
     return config
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write; it takes that name once it is whole, and never before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield written
-        written.replace(path)
-    finally:
-        written.unlink(missing_ok=True)

@@ -70,7 +70,7 @@ def _assert_identical(ours: Any, theirs: Any) -> None:
 
 
 def _steps(workdir: Path) -> list[int]:
-    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
 
 
 @pytest.fixture(scope="module")
@@ -184,15 +184,30 @@ def test_an_empty_folder_with_a_number_is_passed_over(workdir, capsys):
     assert "checkpoint 9 is damaged and passed over" in capsys.readouterr().err
 
 
-def test_damaged_checkpoints_can_be_deleted_and_saved_again(workdir):
-    shutil.rmtree(workdir / "checkpoints/2/meta")
-    (workdir / "checkpoints" / "9").mkdir()
-    with checkpoint.manager(workdir) as manager:
-        _, step, _ = checkpoint.restore(manager, _target(_state()))
-        checkpoint.delete_after(manager, step)
-    assert _steps(workdir) == [1]
-    _save(workdir, [2])
-    _assert_identical(_restore(workdir)[0], _state(2))
+def test_damaged_checkpoints_are_set_aside_and_their_steps_saved_again(workdir):
+    for _ in range(2):
+        shutil.rmtree(workdir / "checkpoints/2/meta")
+        (workdir / "checkpoints" / "9").mkdir()
+        _, step, _ = _restore(workdir)
+        checkpoint.set_aside(workdir, after=step)
+        assert _steps(workdir) == [1]
+        _save(workdir, [2])
+        _assert_identical(_restore(workdir)[0], _state(2))
+    aside = {p.name for p in (workdir / "checkpoints").iterdir() if not p.name.isdigit()}
+    assert aside == {"2.damaged", "9.damaged", "2.damaged2", "9.damaged2"}
+    assert (workdir / "checkpoints/2.damaged/state").is_dir()
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("first\nsecond")])
+def test_whatever_orbax_raises_becomes_a_line(workdir, capsys, monkeypatch, error):
+    def broken(*_, **__):
+        raise error
+
+    with checkpoint.manager(workdir) as manager, pytest.raises(InputError, match="none of the"):
+        monkeypatch.setattr(manager, "restore", broken)
+        checkpoint.restore(manager, _target(_state()))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and type(error).__name__ in lines[0] and "second" not in lines[0]
 
 
 def test_a_state_of_another_shape_is_not_taken(workdir):

@@ -1,7 +1,10 @@
 """The log: records, what a resumed run keeps, and the alarm for a loss that is not finite."""
 
+import importlib.machinery
 import json
 import math
+import sys
+import types
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,8 +13,9 @@ import pytest
 from jaxseg.log import Log, clock
 
 
-def _values(loss: float) -> dict:
-    return {"loss": jnp.float32(loss), "lr": jnp.float32(0.5), "grad_norm": jnp.float32(2.0)}
+def _values(loss: float, grad_norm: float = 2.0, skipped: int = 0) -> dict:
+    values = {"loss": loss, "lr": 0.5, "grad_norm": grad_norm, "skipped": skipped}
+    return {key: jnp.float32(value) for key, value in values.items()}
 
 
 def _records(workdir: Path) -> list[dict]:
@@ -88,6 +92,60 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, lo
         log.train(2, _values(loss))
         log.train(3, _values(1.0))
     assert [r["step"] for r in _records(tmp_path)] == [1, 2]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
+    with (
+        pytest.raises(FloatingPointError, match=r"the gradient's norm is inf at step 1\b"),
+        Log(tmp_path, start=0, steps=9, batch=4) as log,
+    ):
+        log.train(1, _values(1.0, grad_norm=math.inf))
+
+
+def test_skipped_steps_are_told(tmp_path, capsys):
+    with Log(tmp_path, start=0, steps=2, batch=4) as log:
+        log.train(1, _values(1.0))
+        log.train(2, _values(1.0, skipped=3))
+    first, second = capsys.readouterr().out.splitlines()
+    assert "skipped" not in first and second.endswith("steps skipped 3")
+
+
+def test_a_terminal_has_one_line_that_changes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    scores = {"mIoU": 0.5, "mAcc": 0.5, "aAcc": 0.5}
+    with Log(tmp_path, start=0, steps=2, batch=4) as log:
+        log.train(1, _values(1.0))
+        log.train(2, _values(0.5))
+        log.eval(2, scores)
+    out = capsys.readouterr().out
+    clear = "\r\033[K"
+    assert out.startswith(f"{clear}step 1/2  loss 1.0000")
+    assert f"{clear}step 2/2  loss 0.5000" in out and f"{clear}step 2/2  validation" in out
+    assert out.count("\n") == 2 and all(word in out for word in ("ETA", "images/s", "data wait"))
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
+    written = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            assert folder == str(tmp_path / "tensorboard") and purge_step == 1
+
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+        def close(self):
+            written.append("closed")
+
+    module = types.ModuleType("tensorboardX", "stands for the real one")
+    module.SummaryWriter = Writer
+    module.__spec__ = importlib.machinery.ModuleSpec("tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX", module)
+    with Log(tmp_path, start=0, steps=1, batch=4) as log:
+        log.train(1, _values(1.5))
+        log.eval(1, {"mIoU": 0.25, "mAcc": None, "aAcc": 0.5})
+    assert ("train/loss", 1.5, 1) in written and ("eval/mIoU", 0.25, 1) in written
+    assert "eval/mAcc" not in {item[0] for item in written} and written[-1] == "closed"
 
 
 def test_the_last_loss_is_checked_too(tmp_path):

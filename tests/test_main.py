@@ -1,5 +1,6 @@
 """The command line: what it prints, and that every bad input ends in one clear message."""
 
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -64,6 +65,21 @@ def fails(folder: Path, monkeypatch, capsys) -> Callable[..., str]:
         return _message(caught.value.code, capsys.readouterr().err)
 
     return run_command
+
+
+def test_the_installed_command_is_main():
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="jaxseg")
+    assert script.load() is main.main
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "run", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main.main()
+    assert caught.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
 def _message(code: object, stderr: str) -> str:

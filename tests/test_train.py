@@ -93,13 +93,13 @@ def test_one_batch_is_overfitted():
 
 @pytest.fixture(scope="module")
 def on_one_device():
-    """(state, logs) of three steps of `deeplab_config` on a single device."""
+    """The logs of three steps of `deeplab_config` on a single device."""
     config = deeplab_config()
     sizes, auto = (1,) * len(sharding.AXES), (jax.sharding.AxisType.Auto,) * len(sharding.AXES)
     one = jax.make_mesh(sizes, sharding.AXES, axis_types=auto, devices=jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda _: one)
-        return run_steps(config, [random_batch(config, seed) for seed in range(3)])
+        return run_steps(config, [random_batch(config, seed) for seed in range(3)])[1]
 
 
 @pytest.mark.parametrize("mesh", [{}, {"mesh__fsdp": 4}], ids=["data8", "data2-fsdp4"])
@@ -107,7 +107,7 @@ def test_eight_devices_train_as_one(mesh, on_one_device, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 256)  # so that fsdp shards these arrays too
     config = deeplab_config(**mesh)
     _, logs = run_steps(config, [random_batch(config, seed) for seed in range(3)])
-    losses = [[x["loss"] for x in part] for part in (logs, on_one_device[1])]
+    losses = [[x["loss"] for x in part] for part in (logs, on_one_device)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
@@ -155,7 +155,25 @@ def test_a_step_that_is_not_finite_changes_no_weight():
     after, logs = step(state, sharding.put_batch(bad, mesh))
     assert not np.isfinite(logs["loss"])
     assert int(after.step) == int(state.step) + 1
-    assert checkpoint.fingerprint(after.replace(step=state.step)) == checkpoint.fingerprint(state)
+    assert int(state.skipped) == 0 and int(after.skipped) == int(logs["skipped"]) == 1
+    same = after.replace(step=state.step, skipped=state.skipped)
+    assert checkpoint.fingerprint(same) == checkpoint.fingerprint(state)
+
+
+def test_the_logged_rate_is_the_one_applied_after_a_skipped_step():
+    config = small_config(optim__weight_decay=0.0, optim__momentum=0.0, train__steps=4)
+    good, bad = random_batch(config), random_batch(config)
+    good["image"], bad["image"] = (b["image"].astype(np.float32) for b in (good, bad))
+    bad["image"][0, 0, 0] = np.inf
+    mesh = sharding.make_mesh(config.mesh)
+    _, init, step = build(config, mesh)
+    step = jax.jit(step)
+    state, _ = step(init(), sharding.put_batch(bad, mesh))
+    after, logs = step(state, sharding.put_batch(good, mesh))
+    moved = jax.tree.map(jnp.subtract, after.params, state.params)
+    length = jnp.sqrt(sum((x**2).sum() for x in jax.tree.leaves(moved)))
+    np.testing.assert_allclose(length, logs["lr"] * logs["grad_norm"], rtol=1e-4)
+    assert float(logs["lr"]) == pytest.approx(config.optim.lr)  # the first that counts
 
 
 def test_an_all_ignored_batch_gives_no_loss_and_no_nan():
@@ -213,6 +231,47 @@ def test_stopped_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, few_scene
     ]
     assert records[0] == records[1]
     assert [step for step, _ in records[0]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_signal_during_an_evaluation_saves_the_next_step(tmp_path, few_scenes, monkeypatch):
+    import jaxseg.train as module
+
+    real = module.evaluate
+
+    def evaluate(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "evaluate", evaluate)
+    config = small_config(train__eval_every=3)
+    assert train(config, tmp_path / "parts") == STOPPED
+    assert fingerprint_of(tmp_path / "parts")[0] == 4
+    monkeypatch.setattr(module, "evaluate", real)
+    assert train(config, tmp_path / "parts") == 0
+    assert train(config, tmp_path / "whole") == 0
+    assert fingerprint_of(tmp_path / "parts") == fingerprint_of(tmp_path / "whole")
+
+
+def test_a_run_killed_in_its_last_evaluation_is_reported_when_resumed(
+    tmp_path, few_scenes, monkeypatch, capsys
+):
+    import jaxseg.train as module
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(small_config(), tmp_path)
+    assert not (tmp_path / "eval.json").exists()
+    assert train(small_config(), tmp_path) == 0
+    assert json.loads((tmp_path / "eval.json").read_text())["step"] == 6
+    assert (tmp_path / "curves.png").is_file() and "is finished" in capsys.readouterr().out
+    assert [r["step"] for r in metrics_of(tmp_path) if r["kind"] == "eval"] == [6]
+    records = (tmp_path / "metrics.jsonl").read_bytes()
+    assert train(small_config(), tmp_path) == 0  # once
+    assert (tmp_path / "metrics.jsonl").read_bytes() == records
 
 
 def test_a_run_leaves_plain_files(tmp_path, few_scenes, capsys):

@@ -7,7 +7,9 @@ than 8 bits. A mask is a file of integers, or of colours; `translate` makes ids 
 import functools
 import os
 import re
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +38,18 @@ class Page(NamedTuple):
     @property
     def stem(self) -> str:
         return f"{self.path.stem}_{self.number:03}"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write; it takes that name once it is whole, and never before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield written
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
 
 
 def find_images(folder: Path) -> list[Path]:

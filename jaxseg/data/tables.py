@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxseg.data.colours import IGNORE, Classes, voc_palette
+from jaxseg.data.files import replacing
 from jaxseg.errors import InputError
 
 LABELS = Path(__file__).parent / "labels"
@@ -121,7 +122,8 @@ def write_classes(path: Path, classes: Classes) -> None:
     """Writes a classes.json."""
     things = {"things": [classes.names[i] for i in classes.things]} if classes.things else {}
     content = {"names": classes.names, "palette": classes.palette, **things}
-    path.write_text(json.dumps(content) + "\n")
+    with replacing(path) as file:
+        file.write_text(json.dumps(content) + "\n")
 
 
 def to_values(label: np.ndarray, table: Table) -> np.ndarray:
