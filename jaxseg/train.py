@@ -22,7 +22,7 @@ from jaxseg.data import catalog, pipeline
 from jaxseg.data.sources import SkipBad
 from jaxseg.errors import InputError
 from jaxseg.evaluate import evaluate, make_eval_step, open_source, saver
-from jaxseg.inference import cast
+from jaxseg.inference import cast, settings
 from jaxseg.log import Log, say
 from jaxseg.ops.augment import augment
 from jaxseg.ops.image import normalise
@@ -32,7 +32,7 @@ from jaxseg.report import report, reported_step, table
 from jaxseg.workdir import load_config, prepare
 
 # The keys of config.data that the device obeys where it augments.
-ON_DEVICE = ("crop", "mean", "scale", "scale_step", "flip", "flip_vertical", "photometric")
+ON_DEVICE = "crop mean scale scale_step flip flip_vertical photometric hue".split()
 STOPPED = 42  # exit code of a run that a signal stopped after it saved its step
 
 
@@ -122,7 +122,7 @@ def train_step(
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    new = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
+    new = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state, ema={})
     if config.train.ema:
         averaged = optax.incremental_update(new.variables(), state.ema, 1 - config.train.ema)
         new = new.replace(ema=averaged)
@@ -335,8 +335,7 @@ def start_from(config: ConfigDict, state: TrainState) -> TrainState:
     """A fresh state with the weights that config.init names."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     if config.init.backbone:
-        name = config.model.backbone.name if "backbone" in config.model else ""
-        variables = load_backbone(Path(config.init.backbone), name, variables)
+        variables = load_backbone(Path(config.init.backbone), config, variables)
     if config.init.workdir:
         variables = warm_start(Path(config.init.workdir), variables)
     return state.holding(variables)
@@ -365,26 +364,27 @@ def score(
     """The verb `eval`: scores a run on a split (default: its validation split) and reports it.
 
     save: also the predictions, as WORKDIR/predictions/SPLIT/NAME.png. overrides: of the run's
-    config, (dotted key, text).
+    config, (dotted key, text); without eval.boundary among them, boundaries are scored.
     """
     config, mesh, variables, step, _ = load_variables(workdir, overrides)
+    edges = config.eval.boundary or "eval.boundary" not in dict(overrides)
     split = split or config.data.eval_split
     source = open_source(config, split, catalog.read_classes(workdir / "classes.json"))
     folder = workdir / "predictions" / split
     result = evaluate(
-        make_eval_step(config, mesh, edges=True),
+        make_eval_step(config, mesh, edges=edges),
         variables,
         source,
         config,
         mesh,
-        saver(folder, step, source.classes) if save else None,
+        saver(folder, step, source.classes, settings(config)) if save else None,
     )
     if jax.process_index() == 0:
         report(workdir, step, result, source, split)
     say(table(result.scores, source.classes))
     say(
         f"step {step}, {len(source)} images of {split} (sizes: {result.sizes}, compilations: "
-        f"{result.shapes}); details in {workdir / 'eval.json'}"
+        f"{result.compilations}); details in {workdir / 'eval.json'}"
         + (f", predictions in {folder}" if save else "")
     )
     return 0
