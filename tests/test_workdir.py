@@ -45,7 +45,7 @@ def test_a_run_remembers_its_config(tmp_path):
     assert names == {"config.json", "classes.json", "env.json"}  # and nothing half written
 
 
-@pytest.mark.parametrize("dotted", ["train.ema", "model.dropout", "loss.aux_weight", "mesh"])
+@pytest.mark.parametrize("dotted", ["train.ema", "model.up", "loss.aux_weight", "mesh"])
 def test_keys_younger_than_a_run_take_their_defaults(tmp_path, dotted):
     prepare(tiny_config(), tmp_path, CLASSES)
     content = json.loads((tmp_path / "config.json").read_text())
