@@ -13,7 +13,6 @@ from jaxseg.ops.pool import (
     adaptive_avg_pool,
     avg_pool,
     max_pool,
-    max_pool_2x2,
     max_pool_with_indices,
     max_unpool,
 )
@@ -112,14 +111,14 @@ def test_ties_go_to_the_first_maximum(case):
 
 def test_first_maximum_by_hand():
     x = jnp.array([[1.0, 5.0], [5.0, 5.0]]).reshape(1, 2, 2, 1)
-    dx = jax.grad(lambda x: max_pool_2x2(x).sum())(x)
+    dx = jax.grad(lambda x: max_pool(x, 2, 2).sum())(x)
     np.testing.assert_array_equal(dx.reshape(2, 2), [[0, 1], [0, 0]])
 
 
 @pytest.mark.parametrize("size", [(2, 2), (3, 3), (5, 4), (4, 7), (1, 4)])
 def test_2x2_drops_an_odd_last_row_and_column(size):
     x = np.random.default_rng(0).normal(size=(1, *size, 2)).astype(np.float32)
-    compare(max_pool_2x2, x, 2, 2, 0)
+    compare(lambda x: max_pool(x, 2, 2), x, 2, 2, 0)
 
 
 def test_1x1_input_with_padding():
@@ -135,7 +134,7 @@ def test_finite_differences(case):
 
 def test_vmap():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 5, 6, 2)), jnp.float32)
-    slope = jax.grad(lambda x: (max_pool_2x2(x) ** 2).sum())
+    slope = jax.grad(lambda x: (max_pool(x, 2, 2) ** 2).sum())
     np.testing.assert_array_equal(jax.jit(jax.vmap(slope))(x)[2], jax.jit(slope)(x[2]))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jaxseg.ops import upsample
 from jaxseg.ops.resize import resize
 from jaxseg.ops.upsample import bed_of_nails, bilinear_kernel, bilinear_transposed, transposed
 
@@ -20,6 +21,10 @@ CASES = [  # size, kernel, stride, padding
     ((3, 3), (2, 1), 3, ((0, 0), (1, 0))),  # fewer taps than strides: gaps of zeros
     ((2, 3), (3, 4), 2, ((-1, -2), (0, -3))),  # zeros added
     ((1, 1), (4, 4), 2, ((1, 1), (1, 1))),
+    # Above MOST_PHASED, one convolution of a spread-out array:
+    ((2, 3), (32, 32), 16, ((0, 0), (0, 0))),  # FCN-16s
+    ((3, 2), (20, 11), 9, ((2, 3), (-1, 0))),
+    ((2, 2), (7, 3), 10, ((0, 4), (1, 0))),  # gaps of zeros
 ]
 
 
@@ -68,6 +73,16 @@ def test_transposed_against_loops(case):
     for have, want in zip(found, expected, strict=True):
         assert have.shape == want.shape and have.dtype == jnp.float32
         np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5)
+
+
+def test_both_forms_of_a_transposed_convolution_are_equal(monkeypatch):
+    """FCN-32s learned would be 1,024 convolutions phase by phase."""
+    x, kernel = random(0, 1, 2, 3, 2), random(1, 18, 18, 2, 3)
+    text = jax.jit(lambda x, k: transposed(x, k, 9)).lower(x, kernel).as_text()
+    assert text.count("stablehlo.convolution") == 1
+    once = transposed(x, kernel, 9)
+    monkeypatch.setattr(upsample, "MOST_PHASED", 9)
+    np.testing.assert_allclose(transposed(x, kernel, 9), once, rtol=1e-5, atol=1e-5)
 
 
 def test_transposed_in_bfloat16():

@@ -1,13 +1,14 @@
 """The blocks that every network is made of: convolution, norm, activation."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import flax.linen as nn
 import jax
 
 from jaxseg.errors import unknown
 from jaxseg.ops.conv import conv, depthwise
+from jaxseg.ops.image import depth_to_space
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, ReLU
 he_depthwise = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # of [k,k,1,C]: k * k
@@ -158,10 +159,26 @@ def classifier(num_classes: int, kernel: int = 1, name: str = "classifier") -> n
     return Conv(num_classes, kernel, kernel_init=nn.initializers.lecun_normal(), name=name)
 
 
+def dense_upsampling(num_classes: int, factor: int, x: jax.Array, kernel: int = 1) -> jax.Array:
+    """Dense upsampling convolution: [B,h,w,C] -> logits [B,h*factor,w*factor,K].
+
+    Call it inside a module. The classifier scores all pixels of a place at once; its channels are
+    laid out as pixels. Wang et al. 2018, arXiv:1702.08502, section 3.1.
+    """
+    return depth_to_space(classifier(num_classes * factor**2, kernel)(x), factor)
+
+
 def dropout(rate: float, x: jax.Array, train: bool, channels: bool = False) -> jax.Array:
     """Dropout of single values, or of whole channels (torch's Dropout2d); call inside a module."""
     dims = (1, 2) if channels else ()
     return nn.Dropout(rate, broadcast_dims=dims, deterministic=not train)(x)
+
+
+def check_fields(module: nn.Module, choices: Mapping[str, Collection], owner: str) -> None:
+    """Raises InputError, naming `owner.field`, for a field that is none of its choices."""
+    for key, valid in choices.items():
+        if getattr(module, key) not in valid:
+            raise unknown(f"{owner}.{key}", str(getattr(module, key)), map(str, valid))
 
 
 def stage_strides(strides: Sequence[int], output_stride: int) -> list[tuple[int, int]]:

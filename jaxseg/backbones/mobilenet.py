@@ -4,12 +4,16 @@ CVPR 2018, arXiv:1801.04381. MobileNetV3 (Large): Searching for MobileNetV3. How
 
 image [B,H,W,C] -> c1 .. c5 at strides 2, 4, 8, 16, 32: 16, 24, 32, 96, 320 channels (V2), 16, 24,
 40, 112, 960 (V3); and each block's own map, block1, block2, ... (torchvision's auxiliary head sits
-on V3's block4). Past `output_stride`, stride turns into dilation.
+on V3's block4). Past `output_stride`, stride turns into dilation; `contract` tells how: in
+the TensorFlow DeepLab the block that loses its stride runs at the old rate, in torchvision, smp and
+MMSegmentation at the new one.
 
 Differs from the papers: the classifier is left out, and with it, unless `last` asks for it, V2's
 1x1 convolution before it, as DeepLab v3+ does.
 """
 
+import itertools
+import operator
 from functools import partial
 from typing import NamedTuple
 
@@ -22,10 +26,10 @@ from jaxseg.backbones.layers import (
     Conv,
     ConvNorm,
     Norm,
+    check_fields,
     he_depthwise,
     stage_strides,
 )
-from jaxseg.errors import unknown
 
 
 class Row(NamedTuple):
@@ -125,20 +129,18 @@ def _divisible(channels: float, by: int = 8) -> int:
 class Backbone(nn.Module):
     version: str = "v2"
     output_stride: int = 32
+    contract: bool = False  # the block that loses its stride keeps the rate before: TensorFlow's
     last: int = 0  # channels of the last 1x1 convolution: V3 has 960; V2, for ImageNet, 1280
     norm: Norm = Norm()
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """image [B,H,W,C] -> c1 .. c5."""
-        for key, valid in CHOICES.items():
-            if getattr(self, key) not in valid:
-                raise unknown(f"backbone.{key}", str(getattr(self, key)), map(str, valid))
+        """image [B,H,W,C] -> c1 [B,H/2,W/2,16] to c5 [B,H/os,W/os,..], and block1, block2, ..."""
+        check_fields(self, CHOICES, "backbone")
         rows, stem, act = NETWORKS[self.version]
-        plan = stage_strides((2, *(row.stride for row in rows)), self.output_stride)[1:]
         x = ConvNorm(stem, 3, 2, norm=self.norm, act=act, name="stem")(image, train)
         outputs, level = {}, 1
-        for i, (row, (stride, rate)) in enumerate(zip(rows, plan, strict=True), start=1):
+        for i, (row, (stride, rate)) in enumerate(zip(rows, self.plan(), strict=True), start=1):
             level += row.stride > 1
             x = InvertedResidual(row, stride, rate, self.norm, name=f"block{i}")(x, train)
             outputs[f"c{level}"] = outputs[f"block{i}"] = x
@@ -146,6 +148,20 @@ class Backbone(nn.Module):
             x = ConvNorm(self.last, 1, norm=self.norm, act=act, name="last")(x, train)
             outputs["c5"] = x
         return outputs
+
+    def plan(self) -> list[tuple[int, int]]:
+        """(stride, rate) of every block."""
+        rows, _, _ = NETWORKS[self.version]
+        plan = stage_strides((2, *(row.stride for row in rows)), self.output_stride)
+        if self.contract:  # a stride that is not taken dilates what comes after its block
+            return [(stride, rate) for (stride, _), (_, rate) in zip(plan[1:], plan, strict=False)]
+        return plan[1:]
+
+    @property
+    def block_strides(self) -> dict[str, int]:
+        """The stride of every block's own map, such as {"block1": 2}."""
+        taken = itertools.accumulate((s for s, _ in self.plan()), operator.mul, initial=2)
+        return {f"block{i}": stride for i, stride in enumerate(taken) if i}
 
 
 VARIANTS = {

@@ -9,6 +9,10 @@ The released networks differ where a stage's stride sits (`strides`), in the rat
 after a stride became dilation (`contract`), in what multi-grid means (`absolute_grid`) and in the
 stem; the parameter count does not tell them apart, but their weights do not fit each other.
 
+Hybrid dilated convolution (Wang et al. 2018, arXiv:1702.08502, section 3.2): where all units of a
+stage have one rate, a pixel is never seen by its neighbours, and the output shows a grid. `hybrid`
+gives units rates without a common factor, the paper's ((1, 2, 5, 9), (5, 9, 17)) at stride 8.
+
 Differs from the paper: the classifier is left out.
 """
 
@@ -17,8 +21,8 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from jaxseg.backbones.layers import ConvNorm, Norm, stage_strides
-from jaxseg.errors import unknown
+from jaxseg.backbones.layers import ConvNorm, Norm, check_fields, stage_strides
+from jaxseg.errors import InputError
 from jaxseg.ops.pool import avg_pool, max_pool
 
 BLOCKS = {
@@ -57,12 +61,14 @@ class Basic(nn.Module):
     norm: Norm
     strides: str = "pytorch"
     avg_down: bool = False
+    second_rate: bool = True  # the second convolution is dilated too
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = partial(ConvNorm, norm=self.norm)
         y = conv(self.features, 3, self.stride, self.rate, name="conv1")(x, train)
-        y = conv(self.features, 3, rate=self.rate, act=None, name="conv2")(y, train)
+        rate = self.rate if self.second_rate else 1
+        y = conv(self.features, 3, rate=rate, act=None, name="conv2")(y, train)
         return nn.relu(shortcut(x, y.shape, self.stride, self.avg_down, conv, train) + y)
 
 
@@ -123,15 +129,20 @@ class Backbone(nn.Module):
     contract: bool = False  # a dilated stage's first unit keeps the rate of the stage before
     multi_grid: tuple[int, ...] = (1, 1, 1)  # DeepLab v3, section 3.1: factors of conv5's rates
     absolute_grid: bool = False  # multi_grid's rates replace conv5's (MMSegmentation)
+    hybrid: tuple[tuple[int, ...], ...] = ()  # rates of conv4's and of conv5's units, in turn
+    second_rate: bool = True  # depths 18, 34: both convolutions dilate; MMSegmentation: the first
     ceil_mode: bool = False  # the max-pooling rounds its size up, as in Caffe
     norm: Norm = Norm()
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """image [B,H,W,C] -> c1 .. c5."""
-        for key, valid in CHOICES.items():
-            if getattr(self, key) not in valid:
-                raise unknown(f"backbone.{key}", str(getattr(self, key)), map(str, valid))
+        """image [B,H,W,C] -> c1 [B,H/2,W/2,..] to c5 [B,H/os,W/os,..], channels as above."""
+        check_fields(self, CHOICES, "backbone")
+        if self.hybrid and (len(self.hybrid) != 2 or not all(self.hybrid)):
+            raise InputError(
+                f"backbone.hybrid is {self.hybrid}: needs the rates of conv4 and of conv5, such as "
+                "((1, 2, 5, 9), (5, 9, 17))"
+            )
         if STEMS[self.stem] is None:
             x = ConvNorm(64, 7, 2, norm=self.norm, name="stem")(image, train)
         else:
@@ -152,6 +163,8 @@ class Backbone(nn.Module):
         """The residual unit of this depth, to be called with its features, stride and rate."""
         kind = Basic if self.depth < 50 else Bottleneck
         style = {"strides": self.strides, "avg_down": self.stem == "v1d"}
+        if kind is Basic:
+            style["second_rate"] = self.second_rate
         return partial(kind, norm=self.norm, **style)
 
     def plans(self) -> list[tuple[tuple[int, int], ...]]:
@@ -173,6 +186,8 @@ class Backbone(nn.Module):
                 plan[0] = (strides[stage], first)
             if stage == 3:
                 plan = multiply(plan, self.multi_grid, self.absolute_grid)
+            if self.hybrid and stage >= 2:
+                plan = multiply(plan, self.hybrid[stage - 2], absolute=True)
             plans.append(tuple(plan))
         return plans
 

@@ -17,8 +17,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from jaxseg.backbones.layers import Conv, ConvNorm, Norm, dropout, stage_strides
-from jaxseg.errors import unknown
+from jaxseg.backbones.layers import Conv, ConvNorm, Norm, check_fields, dropout, stage_strides
 from jaxseg.ops.pool import max_pool
 
 WIDTHS = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)  # Table 1, configuration D
@@ -33,10 +32,8 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """image [B,H,W,C] -> c1 .. c5."""
-        for key, valid in CHOICES.items():
-            if getattr(self, key) not in valid:
-                raise unknown(f"backbone.{key}", str(getattr(self, key)), map(str, valid))
+        """image [B,H,W,C] -> c1 [B,H/2,W/2,64] to c5 [B,H/os,W/os,512]."""
+        check_fields(self, CHOICES, "backbone")
         conv = partial(ConvNorm, norm=self.norm, use_bias=True)
         x, rate, outputs = image, 1, {}
         plan = stage_strides((2,) * len(self.widths), self.output_stride)

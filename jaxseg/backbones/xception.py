@@ -17,8 +17,13 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from jaxseg.backbones.layers import ConvNorm, Norm, SeparableConvNorm, stage_strides
-from jaxseg.errors import unknown
+from jaxseg.backbones.layers import (
+    ConvNorm,
+    Norm,
+    SeparableConvNorm,
+    check_fields,
+    stage_strides,
+)
 
 # (channels, stride) of the entry flow's modules, and how many the middle flow has.
 FLOWS = {
@@ -70,10 +75,8 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """image [B,H,W,C] -> c1 .. c5."""
-        for key, valid in CHOICES.items():
-            if getattr(self, key) not in valid:
-                raise unknown(f"backbone.{key}", str(getattr(self, key)), map(str, valid))
+        """image [B,H,W,C] -> c1 [B,H/2,W/2,64] to c5 [B,H/os,W/os,2048]."""
+        check_fields(self, CHOICES, "backbone")
         entry, middle = FLOWS[self.depth]
         strides = (2, *(stride for _, stride in entry), 1, 2, 1)
         plan = stage_strides(strides, self.output_stride)

@@ -11,7 +11,7 @@ def border_weights(label: np.ndarray, cell: int, w0: float, sigma: float) -> np.
 
     label: ids [H,W]; the connected parts of class `cell` are the cells. d1, d2: distance to the
     nearest and to the second nearest of them, pixels; with fewer than two, every weight is 1. The
-    paper's class weight w_c, here 1, is `loss.pixel.class_weights`, which multiply this map.
+    paper adds the term to a class weight w_c, here 1; `loss.pixel.class_weights` multiply the sum.
     """
     cells, count = ndimage.label(label == cell)
     weights = np.ones(label.shape, np.float32)

@@ -27,6 +27,8 @@ from jaxseg.ops.resize import resize
 
 
 class Model(nn.Module):
+    """image [B,H,W,C] -> logits [B,H/8,W/8,K]."""
+
     num_classes: int
     backbone: nn.Module
     kernel: int = 3  # of fc6, Table 2: LargeFOV; or 7, 4
@@ -50,7 +52,7 @@ class Model(nn.Module):
         size = (self.features, self.kernel, self.rate)
         features = [fully_connected(x, train, *size, drop=self.dropout)]
         if self.multi_scale:
-            finer = {"image": image, **{k: v for k, v in levels.items() if k != "c5"}}
+            finer = {"image": image, **{f"c{i}": levels[f"c{i}"] for i in range(1, 5)}}
             for i, (name, y) in enumerate(finer.items()):
                 stride = max(1, self.output_stride // 2**i)
                 y = nn.relu(Conv(self.multi_scale, 3, stride, name=f"{name}_1")(y))
@@ -59,9 +61,11 @@ class Model(nn.Module):
         return {"logits": classifier(self.num_classes, name="fc8")(x)}
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The input size (H, W) that labels an image of `size` without moving it."""
         return fit(size, self.output_stride)
 
     def check_crop(self, size: tuple[int, int]) -> None:
+        """Raises InputError for a training crop (H, W) whose corners have no scores."""
         check_crop(size, self.output_stride)
 
 

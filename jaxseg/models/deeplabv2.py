@@ -52,6 +52,8 @@ class ASPP(nn.Module):
 
 
 class Model(nn.Module):
+    """image [B,H,W,C] -> logits [B,H/8,W/8,K], the maximum of those of every scale, and these."""
+
     num_classes: int
     backbone: nn.Module
     rates: tuple[int, ...] = (6, 12, 18, 24)  # section 4.1.2, ASPP-L; ASPP-S: (2, 4, 8, 12)
@@ -83,9 +85,11 @@ class Model(nn.Module):
         return {"logits": fused, **(outputs if others else {})}
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The input size (H, W) that labels an image of `size` without moving it."""
         return deeplabv1.fit(size, self.output_stride)
 
     def check_crop(self, size: tuple[int, int]) -> None:
+        """Raises InputError for a training crop (H, W) whose corners have no scores."""
         deeplabv1.check_crop(size, self.output_stride)
 
 

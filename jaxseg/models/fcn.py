@@ -24,9 +24,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseg.backbones.layers import Conv
+from jaxseg.backbones.layers import Conv, check_fields
 from jaxseg.backbones.vgg import fully_connected
-from jaxseg.errors import InputError, unknown
+from jaxseg.errors import InputError
 from jaxseg.ops.losses import PixelLoss
 from jaxseg.ops.upsample import bilinear_kernel, bilinear_transposed, transposed
 
@@ -63,6 +63,8 @@ class Deconv(nn.Module):
 
 
 class Model(nn.Module):
+    """image [B,H,W,C] -> logits float32 [B,H,W,K]."""
+
     num_classes: int
     backbone: nn.Module
     stride: int = 8  # of the finest scores: FCN-32s, FCN-16s, FCN-8s
@@ -104,9 +106,7 @@ class Model(nn.Module):
         return Deconv(factor, name=name)(x) if learned else bilinear_transposed(x, factor)
 
     def _check(self) -> None:
-        for key, valid in CHOICES.items():
-            if getattr(self, key) not in valid:
-                raise unknown(f"model.{key}", str(getattr(self, key)), map(str, valid))
+        check_fields(self, CHOICES, "model")
         if self.backbone.output_stride != 32:
             raise InputError(
                 f"FCN upsamples from stride 32, got backbone.output_stride "

@@ -14,23 +14,27 @@ import flax.linen as nn
 import jax
 
 from jaxseg.backbones.layers import Norm
-from jaxseg.models.pspnet import Head, check_crop, level
+from jaxseg.models.pspnet import Head, auxiliary, check_crop, fit
 from jaxseg.models.pspnet import loss as loss
 from jaxseg.models.pspnet import predict as predict
 
 
 class Model(nn.Module):
+    """image [B,H,W,C] -> logits [B,H/os,W/os,K] and aux_logits of an auxiliary head."""
+
     num_classes: int
     backbone: nn.Module
     features: int = 0  # channels of the 3x3 convolutions; 0 = a quarter of c5's
     convs: int = 1
     concat_input: bool = False  # MMSegmentation: one more convolution sees c5 beside the features
+    rate: int = 1  # of these; MMSegmentation's D6: 6, at output stride 8 or 16
     dropout: float = 0.1
     channel_dropout: bool = False  # drop whole channels: MMSegmentation
     aux: int = 256  # channels of the auxiliary head; 0 = none
     aux_on: str = "c4"
     aux_dropout: float = 0.1
     align_corners: bool = False
+    fit_corners: bool = True  # where align_corners: on sides of os n + 1
     norm: Norm = Norm()
 
     @property
@@ -44,19 +48,15 @@ class Model(nn.Module):
         c5 = levels["c5"]
         head = Head(
             *(self.num_classes, self.features or c5.shape[-1] // 4, self.norm, self.convs),
-            *(self.concat_input, self.dropout, self.channel_dropout),
+            *(self.concat_input, self.dropout, self.channel_dropout, self.rate),
             name="head",
         )
-        outputs = {"logits": head(c5, train)}
-        if self.aux:
-            aux = Head(
-                *(self.num_classes, self.aux, self.norm),
-                dropout=self.aux_dropout,
-                channel_dropout=self.channel_dropout,
-                name="aux",
-            )
-            outputs["aux_logits"] = aux(levels[level(self.aux_on, levels)], train)
-        return outputs
+        return {"logits": head(c5, train), **auxiliary(self, levels, train)}
+
+    def fit(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The input size (H, W) that labels an image of `size` without moving it."""
+        return fit(size, self)
 
     def check_crop(self, size: tuple[int, int]) -> None:
-        check_crop(size, self.output_stride, self.align_corners)
+        """Raises InputError for a training crop (H, W) whose labels the logits would not meet."""
+        check_crop(size, self)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxseg.backbones.layers import ConvNorm, Norm, classifier, dropout
 from jaxseg.errors import InputError, unknown
+from jaxseg.models import deeplabv1
 from jaxseg.ops.losses import PixelLoss
 from jaxseg.ops.pool import adaptive_avg_pool
 from jaxseg.ops.resize import resize
@@ -57,12 +58,15 @@ class Head(nn.Module):
     concat_input: bool = False  # a last 3x3 convolution sees the input beside the features
     dropout: float = 0.1
     channel_dropout: bool = False
+    rate: int = 1  # of the convolutions before that last one
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         before = x
         for i in range(1, self.convs + 1):
-            x = ConvNorm(self.features, 3, norm=self.norm, name=f"conv{i}")(x, train)
+            x = ConvNorm(self.features, 3, rate=self.rate, norm=self.norm, name=f"conv{i}")(
+                x, train
+            )
         if self.concat_input:
             x = jnp.concatenate([before, x], axis=-1)
             x = ConvNorm(self.features, 3, norm=self.norm, name="fuse")(x, train)
@@ -71,6 +75,8 @@ class Head(nn.Module):
 
 
 class Model(nn.Module):
+    """image [B,H,W,C] -> logits [B,H/os,W/os,K] and aux_logits of an auxiliary head."""
+
     num_classes: int
     backbone: nn.Module
     bins: tuple[int, ...] = (1, 2, 3, 6)  # section 3.2
@@ -81,6 +87,7 @@ class Model(nn.Module):
     aux_on: str = "c4"  # Fig. 4
     aux_dropout: float = 0.1
     align_corners: bool = True  # the authors' code
+    fit_corners: bool = True  # where align_corners, on sides of os n + 1; smp: on multiples of os
     source: str = "c5"  # the level that is pooled; smp takes c3
     kernel: int = 3  # of the convolution after the pyramid; smp's is 1
     classifier_kernel: int = 1  # smp's is 3
@@ -90,7 +97,10 @@ class Model(nn.Module):
 
     @property
     def output_stride(self) -> int:
-        return min(self.backbone.output_stride, 2 ** int(self.source[1:]))
+        strides = {f"c{i}": 2**i for i in range(1, 6)}
+        strides |= getattr(self.backbone, "block_strides", {})
+        most = self.backbone.output_stride
+        return min(most, strides.get(self.source, most))
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
@@ -102,19 +112,32 @@ class Model(nn.Module):
         x = pyramid(self.norm_single, name="pyramid")(x, train)
         x = ConvNorm(self.features, self.kernel, norm=self.norm, name="fuse")(x, train)
         x = dropout(self.dropout, x, train, self.channel_dropout)
-        outputs = {"logits": classifier(self.num_classes, self.classifier_kernel)(x)}
-        if self.aux:
-            head = Head(
-                *(self.num_classes, self.aux, self.norm),
-                dropout=self.aux_dropout,
-                channel_dropout=self.channel_dropout,
-                name="aux",
-            )
-            outputs["aux_logits"] = head(levels[level(self.aux_on, levels)], train)
-        return outputs
+        logits = classifier(self.num_classes, self.classifier_kernel)(x)
+        return {"logits": logits, **auxiliary(self, levels, train)}
+
+    def fit(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The input size (H, W) that labels an image of `size` without moving it."""
+        return fit(size, self)
 
     def check_crop(self, size: tuple[int, int]) -> None:
-        check_crop(size, self.output_stride, self.align_corners)
+        """Raises InputError for a training crop (H, W) whose labels the logits would not meet."""
+        check_crop(size, self)
+
+
+def auxiliary(model: nn.Module, levels: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
+    """aux_logits [B,h,w,K] of the auxiliary head on the level `model.aux_on`; {} without a head.
+
+    Call it inside the model, whose fields aux, aux_on, aux_dropout and channel_dropout it reads.
+    """
+    if not model.aux:
+        return {}
+    head = Head(
+        *(model.num_classes, model.aux, model.norm),
+        dropout=model.aux_dropout,
+        channel_dropout=model.channel_dropout,
+        name="aux",
+    )
+    return {"aux_logits": head(levels[level(model.aux_on, levels)], train)}
 
 
 def level(name: str, levels: dict[str, jax.Array]) -> str:
@@ -124,15 +147,30 @@ def level(name: str, levels: dict[str, jax.Array]) -> str:
     return name
 
 
-def check_crop(size: tuple[int, int], stride: int, align_corners: bool) -> None:
-    """A crop must put the corners of the logits where `align_corners` expects them."""
-    rest = 1 if align_corners else 0
+def fit(size: tuple[int, int], model: nn.Module) -> tuple[int, int]:
+    """The size that an image of `size` is enlarged to, by mirroring, before `model` sees it.
+
+    Bilinear interpolation with aligned corners stretches the scores between the image's corners,
+    and scores stand at every output_stride-th pixel: only on sides of output_stride n + 1 do they
+    stay where they belong (512 columns at stride 16: up to 15 pixels off). Otherwise `size`.
+    """
+    corners = model.align_corners and model.fit_corners
+    return deeplabv1.fit(size, model.output_stride) if corners else tuple(size)
+
+
+def check_crop(size: tuple[int, int], model: nn.Module) -> None:
+    """Raises InputError for a crop whose corners have no logits, or no multiple of the stride.
+
+    With aligned corners, sides of output_stride n + 1; multiples of it otherwise, and where
+    `model.fit_corners` is off.
+    """
+    stride, rest = model.output_stride, int(model.align_corners and model.fit_corners)
     if any(n % stride != rest for n in size):
         fitting = tuple(max(1, round((n - rest) / stride)) * stride + rest for n in size)
         rule = f"{stride}n + 1" if rest else f"multiples of {stride}"
         raise InputError(
             f"crop {tuple(size)} must have sides of {rule} for output stride {stride} with "
-            f"align_corners={align_corners}: use {fitting}"
+            f"align_corners={model.align_corners}: use {fitting}"
         )
 
 

@@ -14,7 +14,8 @@ Sizes are rounded up, and unpooling goes back to the very size that was pooled. 
 SegNet-Basic has four stages of one 7x7 convolution of 64 channels, no ReLU in the decoder, a 1x1
 classifier and normalises its image locally (section 3.1 and the authors' code).
 
-Differs from the paper: running means in place of norm statistics computed after training.
+Differs from the paper: running means in place of norm statistics computed after training; norms add
+1e-5 to the variance, as VGG-16's weights with batch norm expect, where the authors' code adds 1e-9.
 """
 
 from functools import partial
@@ -57,6 +58,8 @@ class Encoder(nn.Module):
 
 
 class Model(nn.Module):
+    """image [B,H,W,C] -> logits [B,H,W,K]."""
+
     num_classes: int
     encoder: tuple[tuple[int, ...], ...] = vgg.WIDTHS  # channels of each stage's convolutions
     decoder: tuple[tuple[int, ...], ...] = (  # from the last stage to the first; Fig. 2

@@ -14,9 +14,10 @@ classifier gives their four labels (dense upsampling, Wang et al. 2018, arXiv:17
 
 With a `backbone`, its levels c1 to c5 are the contracting path, and `widths` the expanding one.
 
-Differs from the paper: the dropout rate, which it does not give, is 0.5. Fields that are not in the
-paper are the switches by which segmentation_models.pytorch's and MMSegmentation's networks of this
-name differ from it.
+Differs from the paper: the dropout rate, which it does not give, is 0.5; class weights multiply the
+border term of Eq. 2, to which the paper adds them (the same where they are 1, the default). Fields
+that are not in the paper are the switches by which segmentation_models.pytorch's and
+MMSegmentation's networks of this name differ from it.
 """
 
 from functools import partial
@@ -25,14 +26,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseg.backbones.layers import ConvNorm, Norm, UpConv, classifier, dropout
-from jaxseg.errors import InputError, unknown
-from jaxseg.ops.image import centre, depth_to_space, space_to_depth
+from jaxseg.backbones.layers import (
+    ConvNorm,
+    Norm,
+    UpConv,
+    check_fields,
+    classifier,
+    dense_upsampling,
+    dropout,
+)
+from jaxseg.errors import InputError
+from jaxseg.ops import matting
+from jaxseg.ops.image import centre, space_to_depth
 from jaxseg.ops.losses import PixelLoss
 from jaxseg.ops.pool import max_pool
 from jaxseg.ops.resize import nearest, resize
 
-UPS = ("transposed", "bilinear", "nearest")
+CHOICES = {"padding": ("valid", "same"), "up": ("transposed", "bilinear", "nearest")}
 
 
 class Up(nn.Module):
@@ -53,6 +63,8 @@ class Up(nn.Module):
 
 
 class Model(nn.Module):
+    """image [B,H,W,C] -> logits [B,H,W,K], or [B,H-184,W-184,K] where valid and four deep."""
+
     num_classes: int
     backbone: nn.Module | None = None
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)  # channels of each level, Fig. 1
@@ -62,6 +74,7 @@ class Model(nn.Module):
     up: str = "transposed"  # Fig. 1; "bilinear" + 1x1 convolution: MMSegmentation; "nearest": smp
     head: int = 0  # channels of one more 3x3 convolution: 64 in MMSegmentation
     aux: int = 0  # channels of an auxiliary head on the level of half the size: 64 there
+    head_dropout: float = 0.0  # of whole channels, before the classifiers: 0.1 in MMSegmentation
     classifier_kernel: int = 1  # Fig. 1; smp's is 3
     norm: Norm = Norm(kind="none")
 
@@ -105,10 +118,12 @@ class Model(nn.Module):
             x = conv(width, name=f"up{level}_2")(x, train)
         if self.head:
             x = conv(self.head, name="head")(x, train)
-        logits = classifier(self.num_classes * self.patch**2, self.classifier_kernel)(x)
-        outputs = {"logits": depth_to_space(logits, self.patch)}
+        x = dropout(self.head_dropout, x, train, channels=True)
+        logits = dense_upsampling(self.num_classes, self.patch, x, self.classifier_kernel)
+        outputs = {"logits": logits}
         if self.aux:
             half = conv(self.aux, name="aux")(half, train)
+            half = dropout(self.head_dropout, half, train, channels=True)
             outputs["aux_logits"] = classifier(self.num_classes, name="aux_classifier")(half)
         return outputs
 
@@ -117,6 +132,7 @@ class Model(nn.Module):
         return tuple(self._input(n) for n in size)
 
     def check_crop(self, size: tuple[int, int]) -> None:
+        """Raises InputError for a training crop (H, W) that the network cannot take."""
         self._check(size, "crop")
 
     def _input(self, labelled: int) -> int:
@@ -127,9 +143,7 @@ class Model(nn.Module):
         return step * bottom + lost
 
     def _check(self, size: tuple[int, int], what: str) -> None:
-        for key, valid in {"padding": ("valid", "same"), "up": UPS}.items():
-            if getattr(self, key) not in valid:
-                raise unknown(f"model.{key}", getattr(self, key), valid)
+        check_fields(self, CHOICES, "model")
         if self.backbone and self.padding == "valid":
             raise InputError('a U-Net on a backbone pads: needs model.padding="same"')
         if self.backbone and (self.patch > 1 or self.depth > 5):
@@ -164,11 +178,14 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Softmax cross entropy of every pixel of the labelled centre, Eq. 1.
 
-    `weight` [B,H,W] of the batch, where it has one, is the border-weight map of Eq. 2.
+    `weight` [B,H,W] of the batch, where it has one, is the border-weight map of Eq. 2; for soft
+    masks, `alpha` [B,H,W], it is the loss of `ops/matting.py` instead.
     """
     logits = outputs["logits"].astype(jnp.float32)
     size = logits.shape[1:3]
     label = centre(batch["label"], size)
+    if "alpha" in batch:
+        return matting.loss(logits, centre(batch["alpha"], size), label)
     weight = centre(batch["weight"], size) if "weight" in batch else None
     value = pixel(logits, label, weight)
     if "aux_logits" not in outputs:

@@ -14,14 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """Maximum of each 2x2 block, stride 2: float [B,H,W,C] -> [B,H//2,W//2,C].
-
-    An odd last row or column is dropped.
-    """
-    return max_pool(x, 2, 2)
-
-
 def max_pool(
     x: jax.Array, window: int, stride: int, padding: int = 0, ceil: bool = False
 ) -> jax.Array:

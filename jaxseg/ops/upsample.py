@@ -2,14 +2,17 @@
 
 Resizing is in `ops.resize`, unpooling by the indices of the maxima in `ops.pool`, and the dense
 upsampling convolution of Wang et al. (2018, arXiv 1702.08502, section 3.1) is a convolution and
-then `ops.image.depth_to_space`.
+then `ops.image.depth_to_space`: `backbones.layers.dense_upsampling`.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxseg.ops.conv import UNPADDED, Padding, conv
+
+MOST_PHASED = 8  # the largest stride that is computed phase by phase
 
 
 def transposed(
@@ -26,10 +29,12 @@ def transposed(
     The outputs at one offset within the stride, a phase, see every stride-th tap of the kernel, so
     each phase is a dense convolution with stride 1, and the phases are interleaved (Shi et al.
     2016, arXiv 1609.07009). `lax.conv_transpose` instead convolves an array of mostly zeros; its
-    gradient is up to 30 times slower on CPU, and gathers an array whose rows are sharded. The
-    program holds stride**2 convolutions: strides beyond 8 take long to compile.
+    gradient is up to 30 times slower on CPU, and gathers an array whose rows are sharded. But a
+    program of stride**2 convolutions takes long to compile: above MOST_PHASED it is the former.
     """
     taps = kernel.shape[:2]
+    if stride > MOST_PHASED:
+        return _lhs_dilated(x, kernel, stride, padding)
     size = [
         (n - 1) * stride + k - sum(cut)
         for n, k, cut in zip(x.shape[1:3], taps, padding, strict=True)
@@ -47,6 +52,21 @@ def transposed(
     y = jnp.stack(y, 2)  # [B, h, stride, w, stride, D]
     b, h, _, w, _, d = y.shape
     return y.reshape(b, h * stride, w * stride, d)[:, : size[0], : size[1]]
+
+
+def _lhs_dilated(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """The same as one convolution of x spread out by zeros."""
+    edges = [
+        tuple(k - 1 - n for n in cut) for k, cut in zip(kernel.shape[:2], padding, strict=True)
+    ]
+    return lax.conv_general_dilated(
+        x,
+        kernel[::-1, ::-1],
+        (1, 1),
+        edges,
+        lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def _phase(start: int, stride: int, taps: int, n: int, count: int) -> tuple:

@@ -9,6 +9,9 @@ MOBILENET_STAGES = {
     "mobilenetv2": (1, 2, 4, 7, 11, 14, 17),
     "mobilenetv3_large": (1, 2, 4, 7, 11, 13),
 }
+# Names of what comes after the features: classifiers, and the last 1x1 convolution of MobileNets.
+CLASSIFIERS = r"(fc|classifier|head|last_linear|conv_head|bn2)(\..*)?\.\w+"
+LAST = r"features\.18\..*"  # torchvision's MobileNetV2 has it among the features
 # Modules of Xception's entry and middle flow; timm counts all on.
 XCEPTION_FLOWS = {"xception41": (3, 8), "xception65": (3, 16), "xception71": (5, 16)}
 

@@ -11,8 +11,8 @@ EXPERIMENTS = {
     "deeplabv3plus": "deeplabv3plus.py:recipe=mmseg",
 }
 BACKBONES = {
-    **{f"r{depth}-d8": f"backbone=resnet{depth}" for depth in (50, 101)},
-    **{f"r{depth}b-d8": f"backbone=resnet{depth},stem=7x7" for depth in (50, 101)},
+    **{f"r{depth}-d8": f"backbone=resnet{depth}" for depth in (18, 50, 101)},
+    **{f"r{depth}b-d8": f"backbone=resnet{depth},stem=7x7" for depth in (18, 50, 101)},
 }
 # Name at the source -> experiment that builds the same network.
 ARCHS = {
@@ -24,6 +24,7 @@ ARCHS = {
     "unet-s5-d16_fcn": "unet.py:recipe=mmseg",
 }
 CLASSIFIER = ("decode_head.conv_seg", "auxiliary_head.conv_seg")
+IGNORED = r"backbone\.fc\..*"  # an ImageNet classifier that came along
 
 
 def module(theirs: str, ours: str) -> list[Rule]:

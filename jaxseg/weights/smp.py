@@ -22,6 +22,7 @@ ARCHS = {
     for encoder, ours in ENCODERS.items()
 }
 CLASSIFIER = ("segmentation_head.0",)
+IGNORED = r"classification_head\..*"  # aux_params: a classifier of whole images
 DECODER = (256, 128, 64, 32, 16)  # channels of Unet's decoder
 C5 = {"resnet18": 512, "resnet34": 512, "mobilenet_v2": 1280}  # the other encoders: 2048
 

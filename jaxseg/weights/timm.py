@@ -11,8 +11,9 @@ BACKBONES = {
     "mobilenetv3_large_100": "mobilenetv3_large",
 }
 # Name at the source -> experiment with the same backbone.
-ARCHS = {name: f"deeplabv3plus.py:backbone={ours}" for name, ours in BACKBONES.items()}
+ARCHS = {name: f"deeplabv3plus.py:recipe=timm,backbone={ours}" for name, ours in BACKBONES.items()}
 CLASSIFIER = ()
+IGNORED = imagenet.CLASSIFIERS
 
 
 def rules(arch: str) -> list[Rule]:

@@ -12,6 +12,7 @@ ARCHS = {
     "deeplabv3_mobilenet_v3_large": "deeplabv3.py:recipe=torchvision,backbone=mobilenetv3_large",
 }
 CLASSIFIER = ("classifier.4", "aux_classifier.4", "aux_classifier.1")
+IGNORED = r"(?!)"  # a regex of names that a file may hold for nothing here: none
 
 
 def rules(arch: str) -> list[Rule]:
