@@ -10,6 +10,7 @@ from PIL import Image
 
 from jaxseg.data import pipeline
 from jaxseg.data.colours import Classes, legend, overlay, rgb
+from jaxseg.data.sources import SkipBad
 from jaxseg.errors import InputError
 from jaxseg.evaluate import open_source
 from jaxseg.log import say
@@ -31,6 +32,7 @@ def browse(config: ConfigDict, output: Path, count: int = 16) -> int:
     if count < 1:
         raise InputError(f"--count {count}: needs at least 1")
     source = open_source(config, config.data.train_split)
+    source = SkipBad(source) if config.data.on_bad_example == "skip" else source
     batches = pipeline.train_batches(source, config.data, batch=count, seed=config.train.seed)
     with contextlib.closing(batches):
         batch = next(batches)
@@ -48,8 +50,7 @@ def sheet(images: np.ndarray, labels: np.ndarray, classes: Classes) -> Image.Ima
     """images [B,H,W,C], labels [B,H,W] -> pairs of image and overlay, and the classes' legend."""
     pairs = []
     for image, label in zip(images, labels, strict=True):
-        image = shown(image)
-        pairs.append(np.concatenate([image, overlay(image, label, classes)], axis=1))
+        pairs.append(np.concatenate([rgb(image), overlay(image, label, classes)], axis=1))
     height, width = pairs[0].shape[:2]
     columns = min(len(pairs), COLUMNS)
     rows = -(-len(pairs) // columns)
@@ -62,9 +63,3 @@ def sheet(images: np.ndarray, labels: np.ndarray, classes: Classes) -> Image.Ima
         canvas = np.asarray(Image.fromarray(canvas).resize(size))
     key = legend(classes, np.unique(labels).tolist(), canvas.shape[1])
     return Image.fromarray(np.concatenate([canvas, np.asarray(key)]))
-
-
-def shown(image: np.ndarray) -> np.ndarray:
-    """image [H,W,C] of any C -> uint8 [H,W,3]: grey from one channel, else the first three."""
-    channels = image[..., :3] if image.shape[2] >= 3 else image[..., :1]
-    return np.ascontiguousarray(rgb(channels.round().clip(0, 255).astype(np.uint8)))

@@ -1,8 +1,10 @@
 """The verb `check`: reads every image and mask once, counts, and names what would hurt a training.
 
-An error is what training or evaluation stops at; a warning is what they would take in silence.
+An error is what training or evaluation stops at, and what spoils them for certain: files that are
+not those of SHA256SUMS, masks of nothing but 0 and 255. A warning is what they take in silence.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +23,18 @@ from PIL import Image
 from jaxseg.data import catalog, own
 from jaxseg.data.colours import IGNORE
 from jaxseg.data.files import (
+    IMAGE_SUFFIXES,
+    Embedded,
     Page,
     count_pages,
     find_images,
     open_image,
     orientation,
     path_of,
+    read_label,
+    read_values,
     shown,
+    translate,
 )
 from jaxseg.data.sources import Files
 from jaxseg.errors import InputError
@@ -44,10 +52,18 @@ class Finding(NamedTuple):
     errors: list[str]
     warnings: list[str]
     pixels: np.ndarray | None = None  # uint32 [256], of each id
+    values: Counter = Counter()  # pixels of each value in the file of the mask
+    mask_mode: str = ""
     moments: np.ndarray | None = None  # float64 [C,3]: count, sum, sum of squares
     size: tuple[int, int] = (0, 0)
     mode: str = ""
     digest: str = ""  # of the image's pixels
+
+    def seeing(self, image: np.ndarray, mode: str) -> "Finding":
+        """With what the image [H,W,C] shows."""
+        digest = hashlib.sha1(np.ascontiguousarray(image), usedforsecurity=False).hexdigest()
+        seen = {"moments": moments(image), "size": image.shape[:2], "mode": mode}
+        return self._replace(**seen, digest=digest)
 
 
 def check(
@@ -69,10 +85,11 @@ def inspect(dataset: str, splits: list[str], root: str = "", channels: int = 3) 
 
     `errors` and `warnings` are sentences that name a file. `splits.NAME` has `images`,
     `class_pixels` and `images_with_class` by class, `ignored_pixels`, `mean` and `std` of the
-    images by channel (0..255), `sizes` (least and greatest height and width) and `modes`.
+    images by channel (0..255), `sizes` (least and greatest height and width), `modes`, `mask_modes`
+    and `mask_values`, the pixels of each value that the files of the masks hold.
     `weights` has weights of the loss by class, from the first split: see `median_frequency`.
     """
-    facts, weights, masks, seen = {}, {}, set(), {}
+    facts, weights, opened, seen = {}, {}, {}, {}
     errors, warnings = [], []
     plain = False
     if dataset != "shapes" and not dataset.startswith(catalog.TFDS):
@@ -102,8 +119,10 @@ def inspect(dataset: str, splits: list[str], root: str = "", channels: int = 3) 
         for finding in findings:
             seen.setdefault(finding.digest, []).append((split, finding.place))
         if isinstance(source, Files):
-            masks.update(filter(None, map(source.mask, range(len(source)))))
-    warnings += duplicates(seen) + extra(masks)
+            opened[split] = source
+    warnings += duplicates(seen)
+    if any(source.pattern for source in opened.values()):
+        warnings += extra(opened, others(dataset, root, channels, opened))
     errors, warnings = list(dict.fromkeys(errors)), list(dict.fromkeys(warnings))
     found = {"errors": errors, "warnings": warnings, "splits": facts, "weights": weights}
     return {"dataset": dataset, **found}
@@ -122,39 +141,69 @@ def read_all(source: Any) -> list[Finding]:
 
 
 def examine(source: Any, index: int) -> Finding:
-    """Reads one example; where that fails, its image and its mask apart."""
-    files, errors, warnings, mode = isinstance(source, Files), [], [], ""
+    """Reads one example, its image and its mask apart: one may be broken and the other not."""
+    if not isinstance(source, Files):
+        return examine_whole(source, index)
+    errors, warnings, place = [], [], source.images[index]
+    name, file = shown(path_of(place)), source.mask(index)
+    mask = shown(file) if file else name
+    image = attempt(source.image, index, errors)
+    label, values = read_mask(source, index, errors)
+    mode, mask_mode, ids = "", "", None
+    if image is not None:
+        mode, found = header(place, source.channels, image.shape)
+        warnings += [f"{name}: {what}" for what in found]
+    if label is not None:
+        ids = histogram(label)
+        if file and file.suffix.lower() in IMAGE_SUFFIXES and file.suffix.lower() != ".npy":
+            mask_mode = open_image(source.labels[index], decode=False).mode
+            warnings += early_end(file)
+        if ids[IGNORE] == label.size:
+            warnings.append(f"{mask}: all of the mask is ignored")
+    if image is not None and label is not None:
+        attempt(lambda i: source.check_size(i, image, label), index, errors)
+    found = Finding(name, mask, errors, warnings, ids, values, mask_mode)
+    return found if image is None else found.seeing(image, mode)
+
+
+def examine_whole(source: Any, index: int) -> Finding:
+    """The same of a source that has no files of its own for images and masks."""
     try:
         example = source[index]
-        image, label, place = example["image"], example["label"], example["name"]
     except InputError as error:
-        errors.append(str(error))
-        image, label, place = None, None, str(index)
-    mask = place
-    if files:
-        place = shown(path_of(source.images[index]))
-        mask = shown(source.mask(index) or path_of(source.images[index]))
-        if errors:
-            image = attempt(source.image, index, errors)
-            label = attempt(source.label, index, errors)
-    if files and image is not None:
-        mode, found = header(source.images[index], source.channels)
-        warnings += found
-    if files and label is not None and source.mask(index):
-        warnings += early_end(source.mask(index))
-    pixels = None
-    if label is not None:
-        pixels = np.array(Image.fromarray(label).histogram(), np.uint32)
-        if pixels[IGNORE] == label.size:
-            warnings.append(f"{mask}: all of the mask is ignored")
-    if image is None:
-        return Finding(place, mask, errors, warnings, pixels)
-    digest = hashlib.sha1(np.ascontiguousarray(image), usedforsecurity=False).hexdigest()
-    size = image.shape[:2]
-    return Finding(place, mask, errors, warnings, pixels, moments(image), size, mode, digest)
+        return Finding(str(index), str(index), [str(error)], [])
+    name, ids, warnings = example["name"], histogram(example["label"]), []
+    if ids[IGNORE] == example["label"].size:
+        warnings.append(f"{name}: all of the mask is ignored")
+    return Finding(name, name, [], warnings, ids).seeing(example["image"], "")
 
 
-def attempt(read: Callable, index: int, errors: list[str]) -> np.ndarray | None:
+def read_mask(source: Files, index: int, errors: list[str]) -> tuple[np.ndarray | None, Counter]:
+    """(label, or None and a message in `errors`; the pixels of each value that the file holds).
+
+    Values are counted where ids are made of them one by one, and not of colours or shapes.
+    """
+    read, mask = source.read_label, source.mask(index)
+    if getattr(read, "func", None) is not read_label or not mask.exists():
+        return attempt(source.label, index, errors), Counter()
+    values = attempt(lambda i: read_values(source.labels[i]), index, errors)
+    if values is None:
+        return None, Counter()
+    if values.dtype == np.uint8:
+        counted = dict(enumerate(histogram(values).tolist()))
+    else:
+        found, counts = np.unique(values, return_counts=True)
+        counted = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    label = attempt(lambda _: translate(values, path=mask, **read.keywords), index, errors)
+    return label, +Counter(counted)  # those that are there
+
+
+def histogram(label: np.ndarray) -> np.ndarray:
+    """uint32 [256], the pixels of each value of uint8 [H,W]; Pillow counts fastest."""
+    return np.array(Image.fromarray(label).histogram(), np.uint32)
+
+
+def attempt(read: Callable, index: int, errors: list[str]) -> Any:
     """What `read` gives; None, and a new message in `errors`, where that is an InputError."""
     try:
         return read(index)
@@ -164,20 +213,34 @@ def attempt(read: Callable, index: int, errors: list[str]) -> np.ndarray | None:
         return None
 
 
-def header(place: Path | Page, channels: int) -> tuple[str, list[str]]:
-    """(mode, warnings) of a readable image, from its header."""
-    path = path_of(place)
-    if path.suffix.lower() == ".npy":
-        return "array", []
-    picture = open_image(place, decode=False)
-    return picture.mode, [f"{shown(path)}: {w}" for w in _odd(picture, place, channels)] + [
-        *early_end(path)
-    ]
+def header(
+    place: Path | Page | Embedded, channels: int, shape: tuple[int, ...]
+) -> tuple[str, list[str]]:
+    """(mode, warnings) of a readable image, from its header; shape: [H,W,C] as read."""
+    path, (height, width, _) = path_of(place), shape
+    found, mode = [], "array"
+    if path.suffix.lower() != ".npy":
+        try:
+            picture = open_image(place, decode=False)
+        except InputError:  # a TIFF of more bands than Pillow knows
+            mode = f"{channels} bands"
+        else:
+            mode = picture.mode
+            found += _odd(picture, place, channels)
+    small, long = sorted((height, width))
+    if small < SMALL or long > LONG * small:
+        found.append(f"only {height}x{width} pixels (height, width)")
+    if not path.name.isprintable():
+        found.append("control characters, such as a newline, in its name")
+    return mode, found + [line.removeprefix(f"{shown(path)}: ") for line in early_end(path)]
 
 
-def _odd(picture: Image.Image, place: Path | Page, channels: int) -> Iterator[str]:
-    turned, pages = orientation(picture), count_pages(path_of(place))
-    small, long = sorted(picture.size)
+def _odd(picture: Image.Image, place: Path | Page | Embedded, channels: int) -> Iterator[str]:
+    turned, pages = orientation(picture), 1
+    if picture.format in ("TIFF", "GIF") and not isinstance(place, Page):
+        pages = count_pages(path_of(place))  # which has to look for them
+    elif not isinstance(place, Page):
+        pages = getattr(picture, "n_frames", 1)
     usual = {1: "L", 3: "RGB"}.get(channels, picture.mode)
     if turned != 1:
         yield f"EXIF orientation {turned}: the image is read upright, and so must the mask be"
@@ -185,12 +248,8 @@ def _odd(picture: Image.Image, place: Path | Page, channels: int) -> Iterator[st
         yield "16 bits a channel: grey is scaled to 0..255 with fractions, colour keeps 8 bits"
     elif picture.mode != usual:
         yield f"mode {picture.mode}, read as {usual}"
-    if pages > 1 and not isinstance(place, Page) and pages != channels:
+    if pages > 1 and pages != channels:
         yield f"{pages} pictures in one file: the first is read"
-    if small < SMALL or long > LONG * small:
-        yield f"only {picture.height}x{picture.width} pixels (height, width)"
-    if not path_of(place).name.isprintable():
-        yield "control characters, such as a newline, in its name"
 
 
 def early_end(path: Path) -> list[str]:
@@ -234,6 +293,9 @@ def summary(findings: list[Finding], pixels: np.ndarray, names: tuple[str, ...])
         sizes = np.array([finding.size for finding in read])
         facts["sizes"] = {"least": sizes.min(axis=0).tolist(), "most": sizes.max(axis=0).tolist()}
         facts["modes"] = dict(Counter(finding.mode for finding in read if finding.mode))
+    facts["mask_modes"] = dict(Counter(f.mask_mode for f in findings if f.mask_mode))
+    values = sum((finding.values for finding in findings), Counter())
+    facts["mask_values"] = {str(value): values[value] for value in sorted(values)}
     return facts
 
 
@@ -285,11 +347,27 @@ def duplicates(seen: dict[str, list[tuple[str, str]]]) -> list[str]:
     return sorted(found, key=lambda line: ": twice: " in line)
 
 
-def extra(masks: set[Path]) -> list[str]:
-    """A warning for each file beside the masks that belongs to no image of any split."""
-    folders = {path.parent for path in masks if path.suffix.lower() == ".png"}
-    there = (path for folder in sorted(folders) if folder.is_dir() for path in find_images(folder))
-    return [f"{shown(path)}: a mask without an image" for path in there if path not in masks]
+def others(dataset: str, root: str, channels: int, opened: dict[str, Files]) -> list[Files]:
+    """The splits that were not opened, of which the masks are nobody's surplus either."""
+    found = []
+    for split in catalog.splits(dataset, root):
+        if split not in opened:
+            with contextlib.suppress(InputError):  # not there
+                found.append(catalog.open_split(dataset, split, root, channels, complete=False))
+    return found
+
+
+def extra(opened: dict[str, Files], others: list[Files]) -> list[str]:
+    """A warning for each file beside the masks, named like them, that belongs to no image of any
+    split."""
+    known = {source.mask(i) for source in [*opened.values(), *others] for i in range(len(source))}
+    sources = [source for source in opened.values() if source.pattern]
+    places = {(s.mask(i).parent, s.pattern) for s in sources for i in range(len(s))}
+    found = []
+    for folder, pattern in sorted(places):
+        there = find_images(folder) if folder.is_dir() else []
+        found += [path for path in there if fnmatch(path.name, pattern) and path not in known]
+    return [f"{shown(path)}: a mask without an image" for path in found]
 
 
 def checksums(place: Path) -> list[str]:
@@ -336,6 +414,11 @@ def text(facts: dict[str, Any], seconds: float) -> Iterator[str]:
                 value = by_class[name]
                 shares += f"  {'absent' if value is None else f'{value:.4f}':>15}"
             yield f"  {name:{width}}{shares}"
+        values = list(found["mask_values"])
+        if values:
+            modes = ", ".join(f"{mode} {count}" for mode, count in found["mask_modes"].items())
+            some = ", ".join(values[:SHOWN]) + (", ..." if len(values) > SHOWN else "")
+            yield f"  masks {modes}; {len(values)} values: {some}"
         ignored = found["ignored_pixels"]
         yield f"  {'ignored':{width}}{ignored:16,}  {100 * ignored / everything:6.2f}% of all"
     for kind in ("errors", "warnings"):

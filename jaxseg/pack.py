@@ -25,7 +25,8 @@ class Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Images and labels of one data set.
 
     image: the JPEG of the data set, or a PNG; where neither can hold it, a tensor. label: a PNG of
-    class ids, 255 = ignore. masks, classes, crowd: the objects, where they are told apart.
+    class ids, 255 = ignore. alpha: of soft masks. masks, classes, crowd: the objects, where they
+    are told apart.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -34,11 +35,14 @@ class Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, name: str, sources: Mapping[str, Any], folder: Path):
         self.name, self.sources = name, sources
         self.first = next(iter(sources.values()))
+        self.dtype = np.result_type(*(source.dtype for source in sources.values()))
+        self.error: InputError | None = None  # what tfds would wrap into its own
         super().__init__(data_dir=folder, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
         kinds, table, example = tfds.features, self.first.classes, self.first[0]
-        image, channels = example["image"], example["image"].shape[2]
+        image = example["image"].astype(self.dtype)
+        channels = image.shape[2]
         if as_file(image):
             pixels = kinds.Image(shape=(None, None, channels))
         else:
@@ -50,6 +54,10 @@ class Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "label": kinds.LabeledImage(labels=list(table.names), shape=(None, None, 1)),
             "name": kinds.Text(),
         }
+        if "alpha" in example:
+            features["alpha"] = kinds.Tensor(
+                shape=(None, None), dtype=np.float32, encoding=kinds.Encoding.ZLIB
+            )
         if "instances" in example:
             features["masks"] = kinds.Image(shape=(None, None, 1))
             features["classes"] = kinds.Tensor(shape=(None,), dtype=np.int32)
@@ -68,13 +76,19 @@ class Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, source: Any) -> Iterator[tuple[int, dict]]:
         for i in range(len(source)):
-            example = source[i]
+            try:
+                example = source[i]
+            except InputError as error:
+                self.error = error
+                raise
             size = example["label"].shape
             record = {
-                "image": encoded_image(source, i, example["image"]),
+                "image": encoded_image(source, i, example["image"].astype(self.dtype)),
                 "label": records.encode_png(example["label"]),
                 "name": example["name"],
             }
+            if "alpha" in example:
+                record["alpha"] = example["alpha"]
             if "instances" in example:
                 record |= records.encode_objects(example["instances"], size)
             yield i, record
@@ -106,11 +120,16 @@ def pack(
         for split in chosen or catalog.splits(dataset, root)
     }
     tfds.disable_progress_bar()
+    packed = Packed(name, sources, output)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # tfds speaks of downloads
-            Packed(name, sources, output).download_and_prepare()
-    except OSError as error:
-        raise InputError(f"cannot write to {output}: {error.strerror or error}") from error
+            packed.download_and_prepare()
+    except Exception as error:
+        if packed.error:
+            raise packed.error from None
+        if isinstance(error, OSError):
+            raise InputError(f"cannot write to {output}: {error.strerror or error}") from error
+        raise
     counts = ", ".join(f"{len(source)} of {split}" for split, source in sources.items())
     size = sum(file.stat().st_size for file in target.iterdir())
     say(f"packed {counts}, {size / 1e6:.1f} MB, in {target}")
@@ -130,6 +149,6 @@ def encoded_image(source: Any, index: int, image: np.ndarray) -> bytes | np.ndar
     place = source.images[index] if hasattr(source, "images") else None
     if isinstance(place, Path) and place.suffix.lower() in (".jpg", ".jpeg"):
         data = place.read_bytes()
-        if np.array_equal(records.decode_image(data, image.shape[2]), image):
+        if np.array_equal(records.decode_image(data, image.shape[2], place), image):
             return data
     return records.encode_png(image)

@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from jaxseg import plots
-from jaxseg.data.colours import Classes, strip
+from jaxseg.data import pixels
+from jaxseg.data.colours import Classes, rgb, strip
 from jaxseg.data.files import replacing
-from jaxseg.data.transforms import resize, resize_label
+from jaxseg.data.transforms import fitted_size
 from jaxseg.ops import boundary, metrics
 
 PANEL = 360  # pixels, the longest side of an image in the sheet of the worst
@@ -28,12 +29,23 @@ class Evaluation(NamedTuple):
     drawn: dict[int, np.ndarray]  # predictions of the images to draw
     worst: dict[int, np.ndarray]  # predictions of those with the lowest mIoU, lowest first
     sizes: int  # distinct sizes of images
-    shapes: int  # of inputs; each is compiled once
+    compilations: int
+    settings: dict | None = None  # `inference.settings` of what was scored; None: unknown
 
 
-def report(folder: Path, step: int | None, result: Evaluation, source: Any, split: str) -> None:
+def report(
+    folder: Path,
+    step: int | None,
+    result: Evaluation,
+    source: Any,
+    split: str,
+    notes: dict[str, Any] | None = None,
+) -> None:
     """Writes eval.json, per_class.csv, per_image.csv, confusion.png, worst.png and pictures/ of one
-    evaluation and, where boundaries were scored, trimap.png."""
+    evaluation and, where boundaries were scored, trimap.png.
+
+    notes: what else eval.json should say of this evaluation.
+    """
     scores, names = result.scores, source.classes.names
     lists = {"IoU": "IoU", "Acc": "Acc", "Dice": "Dice", "precision": "precision", "recall": "Acc"}
     if "boundary_IoU" in scores:
@@ -42,7 +54,8 @@ def report(folder: Path, step: int | None, result: Evaluation, source: Any, spli
     per_class = [
         dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
     ]
-    summary = {"step": step, "split": split, "images": len(source)}
+    summary = {"step": step, "split": split, "images": len(source), "eval": result.settings}
+    summary |= notes or {}
     summary |= {key: value for key, value in scores.items() if not isinstance(value, list)}
     if "trimap" in scores:
         summary["trimap"] = dict(zip(map(str, boundary.TRIMAP), scores["trimap"], strict=True))
@@ -100,10 +113,12 @@ def sheet(result: Evaluation, source: Any) -> Image.Image:
     strips = []
     for i, prediction in result.worst.items():
         example = source[i]
-        shrink = max(1, max(prediction.shape) / PANEL)
-        size = tuple(max(1, round(n / shrink)) for n in prediction.shape)
-        image = resize(example["image"], size)
-        truth, found = (resize_label(x, size) for x in (example["label"], prediction))
+        longest = min(PANEL, max(prediction.shape))
+        size = fitted_size(prediction.shape, (longest, longest))
+        factor = tuple(n / have for n, have in zip(size, prediction.shape, strict=True))
+        image = pixels.resample(rgb(example["image"]), (0, 0), factor, size)
+        labels = np.stack([example["label"], prediction])
+        truth, found = pixels.nearest(labels, (0, 0), factor, size)
         caption = f"{example['name']}   mIoU {result.images[i]['mIoU']:.3f}"
         strips.append((caption, strip(image, truth, found, source.classes)))
     width = max(picture.width for _, picture in strips)
@@ -116,8 +131,11 @@ def sheet(result: Evaluation, source: Any) -> Image.Image:
     return page
 
 
-def table(scores: dict, classes: Classes) -> str:
-    """The scores as lines for people; a class that is nowhere is called absent."""
+def table(scores: dict, classes: Classes, note: str = "") -> str:
+    """The scores as lines for people; a class that is nowhere is called absent.
+
+    note: what a reader must know of these scores.
+    """
     width = max(map(len, classes.names))
     lines = [
         f"  {name:{width}}  {'absent' if iou is None else f'{iou:.3f}'}"
@@ -125,6 +143,8 @@ def table(scores: dict, classes: Classes) -> str:
     ]
     if None in scores["IoU"]:
         lines.append(f"({metrics.POLICY})")
-    keys = ("mIoU", "mAcc", "aAcc", "fwIoU", "mDice", "mBoundaryIoU", "BF")
+    if note:
+        lines.append(f"({note})")
+    keys = ("mIoU", "mAcc", "aAcc", "fwIoU", "mDice", "mBoundaryIoU", "BF", "MAD", "MSE", "SAD")
     total = "  ".join(f"{k} {scores[k]:.4f}" for k in keys if k in scores and scores[k] is not None)
     return "\n".join(["IoU of each class:", *lines, total])

@@ -1,10 +1,12 @@
 """Images a second through the input pipeline, by stage, beside torch's DataLoader on the same work.
 
     python scripts/bench_input.py
+    python scripts/bench_input.py --check 300
 
 The work: decode a 480x360 JPEG and its PNG label, resize both by 0.5 to 2, crop 320x320, flip, and
 distort the colours; bytes out. Peers run where they are importable: torchvision's v2 transforms and
-albumentations. --images takes a plain folder's split instead of the pictures made here.
+albumentations. --images takes a plain folder's split instead of the pictures made here; --check has
+the verb check read pairs of 1024x512 instead.
 """
 
 import argparse
@@ -12,12 +14,13 @@ import contextlib
 import importlib.util
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from jaxseg.check import inspect
 from jaxseg.config import default
 from jaxseg.data import catalog, pipeline, pixels, tables, transforms
 from jaxseg.data.colours import Classes, voc_palette
@@ -25,18 +28,19 @@ from jaxseg.data.colours import Classes, voc_palette
 SIZE, CROP, SCALE, BATCH, COUNT = (360, 480), (320, 320), (0.5, 2.0), 8, 64
 
 
-def make_folder(root: Path) -> None:
-    """COUNT pictures of blobs, gradients and noise, about 60 KB each as JPEG of quality 90."""
+def make_folder(root: Path, size: tuple[int, int] = SIZE, count: int = COUNT) -> None:
+    """Pictures of blobs, gradients and noise, JPEGs of quality 90: about 60 KB at 480x360."""
     classes = Classes(tuple(f"class{i}" for i in range(12)), voc_palette(12))
     images, masks = root / "train" / "images", root / "train" / "masks"
     images.mkdir(parents=True)
     masks.mkdir()
     rng = np.random.default_rng(0)
-    for i in range(COUNT):
-        label = rng.integers(0, 12, (6, 8), np.uint8).repeat(60, 0).repeat(60, 1)
-        coarse = rng.integers(0, 256, (45, 60, 3), np.uint8)
-        smooth = Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC)
-        image = np.asarray(smooth) * 0.8 + rng.normal(0, 6, (*SIZE, 3)) + label[..., None]
+    for i in range(count):
+        label = rng.integers(0, 12, (9, 18), np.uint8).repeat(60, 0).repeat(60, 1)
+        label = label[: size[0], : size[1]]
+        coarse = rng.integers(0, 256, (size[0] // 8, size[1] // 8, 3), np.uint8)
+        smooth = Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
+        image = np.asarray(smooth) * 0.8 + rng.normal(0, 6, (*size, 3)) + label[..., None]
         image = Image.fromarray(image.clip(0, 255).astype(np.uint8))
         image.save(images / f"{i:03}.jpg", quality=90)
         Image.fromarray(label).save(masks / f"{i:03}.png")
@@ -63,12 +67,16 @@ def stream_rate(batches: Iterator, seconds: float) -> float:
     return BATCH * rate(lambda _: next(batches), seconds)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", help="a data set, as data.dataset; its split train")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    args = parser.parse_args()
+    parser.add_argument("--check", type=int, default=0, metavar="N", help="only N pairs checked")
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
+        if args.check:
+            print(f"check: {checked(Path(folder), args.check):.0f} pairs of 1024x512 a second")
+            return
         if not args.images:
             make_folder(Path(folder))
         source = catalog.open_split(args.images or folder, "train")
@@ -77,6 +85,16 @@ def main() -> None:
         stages(source, args.seconds)
         streams(source, args.seconds)
         peers(source, args.seconds)
+
+
+def checked(root: Path, count: int) -> float:
+    """Pairs of 1024x512 a second that the verb check reads, the files being in memory."""
+    make_folder(root, (512, 1024), count)
+    inspect(str(root), ["train"])
+    begin = time.perf_counter()
+    if errors := inspect(str(root), ["train"])["errors"]:
+        raise ValueError(errors[0])
+    return count / (time.perf_counter() - begin)
 
 
 def config() -> object:

@@ -7,10 +7,9 @@ import pytest
 from PIL import Image
 
 from jaxseg import main
-from jaxseg.browse import shown
 from jaxseg.config import default
 from jaxseg.data import catalog, pipeline
-from jaxseg.data.colours import overlay
+from jaxseg.data.colours import overlay, rgb
 from jaxseg.errors import InputError
 
 QUICKSTART = str(Path(__file__).parents[1] / "experiments" / "quickstart.py")
@@ -60,7 +59,7 @@ def test_objects_are_pasted_where_the_config_asks_for_it(few_scenes, tmp_path):
 @pytest.mark.parametrize("channels", [1, 2, 3, 6])
 def test_images_of_any_channels_are_shown(channels):
     image = np.random.default_rng(0).uniform(0, 255, (5, 6, channels)).astype(np.float32)
-    picture = shown(image)
+    picture = rgb(image)
     assert picture.shape == (5, 6, 3) and picture.dtype == np.uint8
     assert np.abs(picture[..., 0] - image[..., 0]).max() <= 0.5
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_data_files import _tiff as write_tiff
 
 from jaxseg import main
 from jaxseg.check import inspect, median_frequency
@@ -66,6 +67,11 @@ def _text(path: Path, text: str) -> Path:
     return path
 
 
+def _html(folder: Path) -> Path:
+    """What a failed download leaves."""
+    return _text(_replace(folder, _photo(), "01.jpg"), "<!DOCTYPE html>")
+
+
 def _resized(folder: Path, size: tuple[int, int]) -> Path:
     """An image of another size with its mask."""
     Image.fromarray(np.ones(size, np.uint8)).save(folder / "train/masks/01.png")
@@ -108,7 +114,12 @@ IMAGES: dict[str, tuple[Callable[[Path], Path], str, str]] = {
         "does not end as it should",
     ),
     "0 bytes": (lambda f: _cut(f / "train/images/01.png", 0), "errors", r"\(0 bytes\)"),
-    "HTML": (lambda f: _text(f / "train/images/01.png", "<!DOCTYPE html>"), "errors", "not an ima"),
+    "JPEG of 0 bytes": (
+        lambda f: _cut(_replace(f, _photo(), "01.jpg"), 0),
+        "errors",
+        r"\(0 bytes\)",
+    ),
+    "HTML named .jpg": (_html, "errors", "not an image"),
     "PNG with a flipped bit": (lambda f: _flip(_replace(f, _photo())), "errors", "cannot read"),
     "JPEG with a flipped bit": (_known, "errors", "not the file that SHA256SUMS knows"),
     "grey": (lambda f: _replace(f, _photo().convert("L")), "warnings", "mode L, read as RGB"),
@@ -166,6 +177,11 @@ MASKS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "K": (lambda f: _mask(f, _filled(3)), "errors", r"holds ids 3 \(48 pixels\)"),
     "254": (lambda f: _mask(f, _filled(254)), "errors", r"holds ids 254 \(48 pixels\)"),
     "-1": (lambda f: _mask(f, _filled(-1, np.int32), "01.tif"), "errors", "holds ids -1"),
+    "-1 in int16": (
+        lambda f: _mask(f, _filled(-1, np.int16).view(np.uint16), "01.tif", tiffinfo={339: 2}),
+        "errors",
+        "holds ids -1",
+    ),
     "palette": (lambda f: _mask(f, _filled(2)), "", ""),
     "RGB": (lambda f: _coloured(f, "RGB"), "errors", "mode RGB: needs class ids"),
     "RGBA": (lambda f: _coloured(f, "RGBA"), "errors", "mode RGBA: needs class ids"),
@@ -189,7 +205,7 @@ MASKS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
         "all of the mask is ig",
     ),
     "one class": (lambda f: _mask(f, _filled(1)), "", ""),
-    "missing": (lambda f: _moved(f, "masks"), "errors", "no image"),
+    "missing": (lambda f: _moved(f, "masks"), "errors", r"01\.png has no mask: needs .*masks"),
     "extra": (lambda f: _moved(f, "images"), "warnings", "a mask without an image"),
     "NaN": (
         lambda f: _mask(f, np.full(SIZE, np.nan, np.float32), "01.tif"),
@@ -369,3 +385,75 @@ def test_shapes_are_checked_too(few_scenes):
     facts = inspect("shapes", ["train", "val"])
     assert facts["errors"] == [] and facts["splits"]["train"]["images"] == 16
     assert facts["splits"]["val"]["class_pixels"]["background"] > 0
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_images_of_many_bands_are_no_errors(folder, bits):
+    for path in folder.glob("*/images/*.png"):
+        values = np.random.default_rng(0).integers(0, 2**bits, (*SIZE, 5)).astype(f"u{bits // 8}")
+        write_tiff(path.with_suffix(".tif"), values)
+        path.unlink()
+    facts = inspect(str(folder), ["train", "val"], channels=5)
+    assert facts["errors"] == [] and facts["splits"]["train"]["modes"] == {"5 bands": 3}
+    assert len(facts["splits"]["train"]["mean"]) == 5
+
+
+def test_the_values_and_modes_of_masks_are_counted(folder):
+    _mask(folder, _filled(2, np.uint16))
+    train = inspect(str(folder), ["train"])["splits"]["train"]
+    assert sum(train["mask_modes"].values()) == 3 and train["mask_modes"]["P"] == 2
+    raw = [np.asarray(Image.open(folder / f"train/masks/0{k}.png")).ravel() for k in range(3)]
+    values, counts = np.unique(np.concatenate(raw), return_counts=True)
+    assert train["mask_values"] == dict(
+        zip(map(str, values.tolist()), counts.tolist(), strict=True)
+    )
+
+
+def test_values_are_those_of_the_files_not_the_ids(folder, capsys):
+    for path in folder.glob("*/masks/*.png"):
+        _save(path, _filled(255, rest=0))
+    content = {"names": ["a", "b"], "values": [0, 255]}
+    (folder / "classes.json").write_text(json.dumps(content))
+    assert main.run(["check", "--data", str(folder)]) == 0
+    assert "masks L 3; 2 values: 0, 255" in capsys.readouterr().out
+
+
+def _city(root: Path, split: str) -> None:
+    for kind in ("labelIds", "instanceIds", "labelTrainIds"):
+        _save(root / f"gtFine/{split}/x/{split}_gtFine_{kind}.png", np.full(SIZE, 7, np.uint8))
+    _save(root / f"gtFine/{split}/x/{split}_gtFine_color.png", np.zeros((*SIZE, 3), np.uint8))
+    _save(root / f"leftImg8bit/{split}/x/{split}_leftImg8bit.png", np.asarray(_photo(len(split))))
+
+
+def test_what_lies_beside_the_masks_of_cityscapes_is_no_surplus(tmp_path):
+    for split in ("train", "val"):
+        _city(tmp_path, split)
+    facts = inspect(f"cityscapes:{tmp_path}", ["train", "val"])
+    assert not [line for line in facts["warnings"] if "without an image" in line]
+    _save(tmp_path / "gtFine/val/x/other_gtFine_labelIds.png", np.full(SIZE, 7, np.uint8))
+    found = [line for line in inspect(f"cityscapes:{tmp_path}", ["val"])["warnings"]]
+    assert len([line for line in found if "other_gtFine_labelIds.png: a mask without" in line]) == 1
+
+
+def test_masks_of_other_splits_are_no_surplus(tmp_path):
+    names = [f"{k}" for k in range(6)]
+    for name in names:
+        _save(tmp_path / f"images/{name}.jpg", np.asarray(_photo(int(name))))
+        _save(tmp_path / f"annotations/trimaps/{name}.png", _filled(1, rest=2))
+    (tmp_path / "annotations/trainval.txt").write_text("\n".join(names[:5]))
+    (tmp_path / "annotations/test.txt").write_text(names[5])
+    facts = inspect(f"pets:{tmp_path}", ["train"])
+    assert not [line for line in facts["warnings"] if "without an image" in line]
+
+
+def test_the_command_takes_the_channels_and_the_root_of_a_data_set(folder, capsys):
+    command = ["check", "--data", "mine", "--root", str(folder.parent), "--channels", "1", "--json"]
+    assert main.run(command) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert len(facts["splits"]["train"]["mean"]) == 1
+    assert any("mode RGB, read as L" in line for line in facts["warnings"])

@@ -208,3 +208,16 @@ def test_the_samples_of_coco_stuff(data_root):
     label = catalog.open_split(f"coco_stuff:{folder}", "val")[0]["label"]
     overlap = (label == 0) & np.isin(numbers, people)
     assert overlap.sum() > 0.9 * np.isin(numbers, people).sum() > 0
+
+
+def test_coco_stuff_may_lie_beside_the_annotations_of_coco(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/instances_train2017.json").write_text("{}")
+    for folder in ("images/train2017", "stuffthingmaps/train2017"):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.new("RGB", (5, 4)).save(tmp_path / "images/train2017/000000000001.jpg")
+    Image.new("L", (5, 4), 2).save(tmp_path / "stuffthingmaps/train2017/000000000001.png")
+    source = catalog.open_split(f"coco_stuff:{tmp_path}", "train")
+    assert len(source) == 1 and (source[0]["label"] == 2).all()
+    with pytest.raises(InputError, match=r"no .*annotations/val2017"):
+        catalog.open_split(f"coco_stuff:{tmp_path}", "val")

@@ -13,6 +13,7 @@ from jaxseg.data.files import (
     Page,
     find_images,
     image_size,
+    is_deep,
     read_colours,
     read_image,
     read_label,
@@ -104,6 +105,51 @@ def test_the_exif_rotation_is_applied(tmp_path, suffix):
     upright = read_image(path, 3)
     assert upright.shape == (16, 8, 3) and image_size(path) == (16, 8)
     assert upright[:7].min() > 200 and upright[9:].max() < 50
+
+
+XMP = '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    check = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+
+def _turned(how: str) -> bytes:
+    """The chunk of a PNG that says that it is turned."""
+    exif = _exif(ROTATED).tobytes()
+    if how == "exif":
+        return _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    if how == "profile":
+        profile = f"\nexif\n{len(exif):8}\n{exif.hex()}\n".encode()
+        return _chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile))
+    return _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP.encode())
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("how", ["exif", "profile", "xmp"])
+def test_every_way_of_a_png_to_say_that_it_is_turned_is_obeyed(tmp_path, how, late):
+    image = np.zeros((8, 16, 3), np.uint8)
+    image[:, :8] = 255
+    path = tmp_path / "photo.png"
+    Image.fromarray(image).save(path)
+    content = path.read_bytes()
+    at = content.index(b"IEND" if late else b"IDAT") - 4
+    path.write_bytes(content[:at] + _turned(how) + content[at:])
+    upright = read_image(path, 3)
+    assert upright.shape == (16, 8, 3) and image_size(path) == (16, 8)
+    assert upright[:7].min() == 255 and upright[9:].max() == 0
+    assert image_size(path, upright=False) == (8, 16)
+
+
+def test_other_texts_after_the_pixels_do_not_make_the_header_decode_them(tmp_path, monkeypatch):
+    path = tmp_path / "dated.png"
+    Image.new("RGB", (16, 8)).save(path)
+    content = path.read_bytes()
+    at = content.index(b"IEND") - 4
+    path.write_bytes(content[:at] + _chunk(b"tEXt", b"date:create\0today") + content[at:])
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
+    assert image_size(path) == (8, 16)
 
 
 def test_the_pages_of_a_file_are_read_one_by_one(tmp_path):
@@ -278,3 +324,46 @@ def test_colour_masks_are_refused_as_ids(tmp_path, mode):
 def test_strange_names_are_shown_on_one_line():
     assert shown(Path("a/b c.png")) == "a/b c.png" and shown(Path("café.png")) == "café.png"
     assert shown(Path("a\nb.png")) == r"'a\nb.png'"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_big_endian_files_are_read(tmp_path, channels):
+    values = np.array([[0, 1, 256], [257, 4095, 65535]], np.uint16)
+    expected = np.repeat((values.astype(np.float32) / 257)[..., None], channels, axis=2)
+    content = Image.frombytes("I;16B", (3, 2), values.astype(">u2").tobytes())
+    content.save(tmp_path / "deep.tif")
+    np.save(tmp_path / "deep.npy", np.repeat(values[..., None], channels, 2).astype(">u2"))
+    np.save(tmp_path / "real.npy", expected.astype(">f4"))
+    for name in ("deep.tif", "deep.npy", "real.npy"):
+        image = read_image(tmp_path / name, channels)
+        assert image.dtype == np.float32 and image.dtype.isnative
+        np.testing.assert_array_equal(image, expected)
+        assert is_deep(tmp_path / name, channels)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_broken_exif_data_are_an_input_error_or_passed_over(tmp_path, suffix):
+    path = tmp_path / f"photo.{suffix}"
+    Image.new("RGB", (8, 6)).save(path, exif=b"Exif\0\0no TIFF header at all")
+    for read in (lambda: read_image(path, 3), lambda: image_size(path)):
+        try:
+            read()
+        except InputError as error:
+            assert f"photo.{suffix}" in str(error)
+
+
+def test_broken_exif_data_of_a_png_are_named(tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / "photo.png", exif=b"no TIFF header at all")
+    with pytest.raises(InputError, match=r"photo\.png has EXIF data that cannot be read"):
+        read_image(tmp_path / "photo.png", 3)
+
+
+def test_the_header_tells_what_is_deep(tmp_path):
+    grey = np.zeros((4, 5), np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey.astype(np.uint8)).save(tmp_path / "plain.png")
+    _tiff(tmp_path / "deep.tif", np.zeros((4, 5, 5), np.uint16))
+    _tiff(tmp_path / "flat.tif", np.zeros((4, 5, 5), np.uint8))
+    (tmp_path / "broken.png").write_bytes(b"")
+    found = {p.name: is_deep(p, 5 if p.suffix == ".tif" else 1) for p in tmp_path.iterdir()}
+    assert {name for name, deep in found.items() if deep} == {"grey.png", "deep.tif"}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxseg.check import inspect
 from jaxseg.data import catalog
 from jaxseg.data.labelme import draw, read_shapes
 from jaxseg.errors import InputError
@@ -171,3 +172,45 @@ def test_a_file_that_is_not_labelmes_is_named(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError, match=r"a\.json is not labelme's JSON"):
         catalog.open_split(f"labelme:{tmp_path}", "all")[0]
+
+
+def _embedded(folder: Path, image: bytes, **more) -> Path:
+    """A file that holds its image, and names itself as labelme once did."""
+    content = {"imagePath": "a.json", "imageHeight": SIZE[0], "imageWidth": SIZE[1]}
+    content |= {"imageData": base64.b64encode(image).decode(), "shapes": [], **more}
+    (folder / "a.json").write_text(json.dumps(content))
+    (folder / "labels.txt").write_text("cat\n")
+    return folder
+
+
+@pytest.mark.parametrize("path", ["a.json", "gone.jpg"])
+def test_an_image_may_be_in_the_file_alone(tmp_path, path):
+    image, file = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8), io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    _embedded(tmp_path, file.getvalue(), imagePath=path)
+    source = catalog.open_split(f"labelme:{tmp_path}", "all")
+    np.testing.assert_array_equal(source[0]["image"], image)
+    assert source[0]["name"] == "a" and source.size(0) == SIZE and source.dtype == np.uint8
+    facts = inspect(f"labelme:{tmp_path}", ["all"])
+    assert facts["errors"] == [] and facts["splits"]["all"]["images"] == 1
+
+
+def test_a_broken_image_in_the_file_is_named(tmp_path):
+    source = catalog.open_split(f"labelme:{_embedded(tmp_path, b'no image')}", "all")
+    with pytest.raises(InputError, match=r"cannot read image .*a\.json"):
+        source[0]
+    _embedded(tmp_path, b"", imageData="A")
+    with pytest.raises(InputError, match=r"a\.json holds an image that cannot be read"):
+        catalog.open_split(f"labelme:{tmp_path}", "all")
+
+
+def test_the_tutorial_is_read_with_the_image_that_it_holds(data_root, tmp_path):
+    folder = _examples(data_root) / "tutorial"
+    names = (folder / "apc2016_obj3/label_names.txt").read_text()
+    (tmp_path / "labels.txt").write_text(names)
+    (tmp_path / "apc2016_obj3.json").write_bytes((folder / "apc2016_obj3.json").read_bytes())
+    source = catalog.open_split(f"labelme:{tmp_path}", "all")
+    example, expected = source[0], np.asarray(Image.open(folder / "apc2016_obj3/label.png"))
+    assert example["image"].shape == (907, 1210, 3) and example["image"].std() > 20
+    assert source.classes.names == tuple(names.split())
+    assert (example["label"] != expected).sum() <= 8

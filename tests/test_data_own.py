@@ -1,6 +1,7 @@
 """Data sets of one's own: folders, folders of colours, lists."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_a_missing_mask_is_named_with_the_file_that_is_needed(folder):
         catalog.open_split(str(folder), "train")
     source = catalog.open_split(str(folder), "train", complete=False)
     assert len(source) == 3 and source[0]["name"] == "00"
-    with pytest.raises(InputError, match=r"no image .*masks/01\.png"):
+    with pytest.raises(InputError, match=r"01\.png has no mask: needs .*masks/01\.png"):
         source[1]
 
 
@@ -166,3 +167,51 @@ def test_a_list_of_pairs(folder):
         catalog.open_split(f"list:{file}", "train")
     with pytest.raises(InputError, match="is no file"):
         catalog.open_split(f"list:{folder}", "train")
+
+
+def test_a_split_without_masks_is_there_but_cannot_be_scored(folder):
+    shutil.copytree(folder / "val" / "images", folder / "test" / "images")
+    pattern = r"split 'test' of .*mine has images but no masks: .* predict --input .*test/images"
+    with pytest.raises(InputError, match=pattern):
+        catalog.open_split(str(folder), "test")
+
+
+def test_a_mask_is_not_turned_and_its_size_is_that_of_its_pixels(folder):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.new("L", (24, 20), 1).save(folder / "val/masks/00.png", exif=exif)
+    source = catalog.open_split(str(folder), "val")
+    assert source.size(0) == source[0]["label"].shape == (20, 24)
+
+
+@pytest.mark.parametrize("line", ["photos/b.jpg", "photos/b.jpg,masks/b.png,train,more"])
+def test_a_line_of_another_length_is_named(tmp_path, line):
+    text = f"image,mask,split\nphotos/a.jpg,masks/a.png,train\n{line}\n"
+    (tmp_path / "pairs.csv").write_text(text)
+    (tmp_path / "classes.json").write_text(json.dumps({"names": NAMES}))
+    with pytest.raises(InputError, match=r"line 3 of .*pairs\.csv has another number of values"):
+        catalog.open_split(f"list:{tmp_path / 'pairs.csv'}", "train")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_soft_masks_are_shares_and_labels(tmp_path, dtype):
+    values = np.linspace(0, np.iinfo(dtype).max, 48).round().astype(dtype).reshape(6, 8)
+    _save(tmp_path / "train/alphas/a.png", values)
+    _save(tmp_path / "train/images/a.png", np.zeros((6, 8, 3), np.uint8))
+    (tmp_path / "classes.json").write_text(json.dumps({"names": ["background", "person"]}))
+    source = catalog.open_split(str(tmp_path), "train")
+    example = source[0]
+    assert example["alpha"].dtype == np.float32 and example["alpha"].shape == (6, 8)
+    np.testing.assert_allclose(example["alpha"], values / np.iinfo(dtype).max, atol=1e-6)
+    np.testing.assert_array_equal(example["label"], example["alpha"] >= 0.5)
+    assert example["label"].dtype == np.uint8 and source.size(0) == (6, 8)
+    (tmp_path / "classes.json").write_text(json.dumps({"names": NAMES}))
+    with pytest.raises(InputError, match="holds soft masks, and there are 3 classes: needs two"):
+        catalog.open_split(str(tmp_path), "train")
+
+
+def test_numbers_of_another_size_than_the_mask_are_named(folder):
+    _save(folder / "train/instances/00.png", np.zeros((20, 23), np.uint8))
+    source = catalog.open_split(str(folder), "train", instances=True)
+    with pytest.raises(InputError, match=r"instances/00\.png is \(20, 23\) and the mask"):
+        source[0]

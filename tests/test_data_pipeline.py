@@ -22,7 +22,7 @@ SIZES = [(12, 16), (20, 9), (12, 16), (12, 16), (7, 7), (20, 9), (12, 16)]
 class Numbers:
     """Example i is an image of value i, with label i in its top half; `bad` ones raise."""
 
-    channels = 3
+    channels, classes = 3, tuple("abcdefg")
 
     def __init__(self, sizes: list[tuple[int, int]] = ((20, 24),) * 7, bad: int = -1):
         self.sizes, self.bad = sizes, bad
@@ -174,7 +174,8 @@ def test_the_device_is_given_whole_images_of_one_shape_with_their_sizes(resize):
     sizes = [tuple(round(n * fit) for n in s) for s, fit in zip(SIZES, fits, strict=True)]
     shape = tuple(np.max(sizes, axis=0))
     assert pipeline.stage_shape(source, data) == shape
-    assert set(item) == {"image", "label", "valid", "size"}
+    assert set(item) == {"image", "label", "valid", "size", "position"}
+    assert item["position"].tolist() == list(range(7)) and item["position"].dtype == np.uint32
     assert item["image"].shape == (7, *shape, 3) and item["image"].dtype == np.uint8
     assert item["label"].shape == (7, *shape) and item["label"].dtype == np.int32
     for image, label, (height, width) in zip(

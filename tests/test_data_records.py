@@ -1,6 +1,8 @@
 """TFDS without TensorFlow: what is packed comes back to the bit; others' data sets are read."""
 
+import contextlib
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxseg import main
-from jaxseg.data import catalog, records
+from jaxseg.config import default
+from jaxseg.data import catalog, pipeline, records
 from jaxseg.errors import InputError
 from jaxseg.pack import pack
 
@@ -134,7 +137,7 @@ def test_images_that_no_png_can_hold_are_stored_as_numbers(tmp_path):
 
 
 class _Numbers:
-    classes = catalog.classes("isbi2012")
+    classes, dtype = catalog.classes("isbi2012"), np.dtype(np.float32)
 
     def __len__(self) -> int:
         return 2
@@ -247,3 +250,73 @@ def test_a_damaged_record_is_an_input_error(packed, monkeypatch):
     monkeypatch.setattr(source, "_record", lambda _: {**record, "label": small})
     with pytest.raises(InputError, match=r"an image \[40, 48, 3\] and a label \[4, 5\]"):
         source[0]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_of_16_bits_is_scaled_as_from_a_file(channels):
+    values = np.array([[0, 1, 256], [257, 4095, 65535]], np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "PNG")
+    image = records.decode_image(file.getvalue(), channels, Path("x"))
+    assert image.shape == (2, 3, channels) and image.dtype == np.float32
+    np.testing.assert_array_equal(image[..., 0], values.astype(np.float32) / 257)
+
+
+def test_packed_data_travel_to_worker_processes(folder, packed):
+    data = default().data
+    data.update(crop=(16, 18), scale=(0.5, 2.0), photometric=True)
+    source = catalog.open_split("tfds:mein_set", "train", str(packed))
+    found = []
+    for workers in (0, 1):
+        data.workers = workers
+        stream = pipeline.train_batches(source, data, batch=4, seed=3)
+        with contextlib.closing(stream):
+            found.append([np.array(next(stream)["image"]) for _ in range(3)])
+    np.testing.assert_array_equal(*found)
+
+
+def test_a_classes_json_names_the_classes_of_a_data_set_that_does_not(tmp_path):
+    builder = Nameless(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    content = {"names": ["pet", "ground"], "values": [1, 2], "ignore": [3]}
+    Path(builder.data_dir, "classes.json").write_text(json.dumps(content))
+    source = catalog.open_split("tfds:nameless", "train", str(tmp_path))
+    assert source.classes.names == ("pet", "ground")
+    for i, record in enumerate(builder.as_data_source("train")):
+        trimap = record["annotation"][..., 0]
+        np.testing.assert_array_equal(source[i]["label"], np.array([0, 0, 1, 255])[trimap])
+
+
+def test_splits_of_8_and_16_bits_are_packed_as_one_type(tmp_path, write_folder):
+    folder = write_folder(tmp_path / "mine", size=(8, 9), train=2, val=2)
+    deep = np.arange(72, dtype=np.uint16).reshape(8, 9) * 300
+    for name in ("00", "01"):
+        Image.fromarray(deep).save(folder / f"val/images/{name}.png")
+    assert pack(str(folder), tmp_path / "packed", channels=1) == 0
+    for split in ("train", "val"):
+        ours = catalog.open_split("tfds:mine", split, str(tmp_path / "packed"), channels=1)
+        theirs = catalog.open_split(str(folder), split, channels=1)
+        for i in range(2):
+            assert ours[i]["image"].dtype == np.float32
+            np.testing.assert_array_equal(ours[i]["image"], theirs[i]["image"])
+
+
+def test_soft_masks_are_packed(tmp_path):
+    for part, values in (("images", np.zeros((6, 8, 3))), ("alphas", np.arange(48).reshape(6, 8))):
+        (tmp_path / "mine/train" / part).mkdir(parents=True)
+        picture = Image.fromarray(values.astype(np.uint8) * 5)
+        picture.save(tmp_path / "mine/train" / part / "a.png")
+    (tmp_path / "mine/classes.json").write_text('{"names": ["background", "person"]}')
+    assert pack(str(tmp_path / "mine"), tmp_path / "packed") == 0
+    ours = catalog.open_split("tfds:mine", "train", str(tmp_path / "packed"))[0]
+    theirs = catalog.open_split(str(tmp_path / "mine"), "train")[0]
+    np.testing.assert_array_equal(ours["alpha"], theirs["alpha"])
+    np.testing.assert_array_equal(ours["label"], theirs["label"])
+
+
+def test_a_bad_example_stops_packing_with_one_message(tmp_path, write_folder):
+    folder = write_folder(tmp_path / "mine", size=(8, 9), train=3, val=1)
+    (folder / "train/images/01.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"^cannot read image .*01\.png \(0 bytes\)"):
+        pack(str(folder), tmp_path / "packed")
+    assert not (tmp_path / "packed/mine/1.0.0").exists()

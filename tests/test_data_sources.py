@@ -2,9 +2,11 @@
 
 import logging
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxseg.data import catalog, shapes
 from jaxseg.data.pipeline import train_batches
@@ -186,3 +188,59 @@ def test_training_follows_the_policy(tmp_path, write_folder, tiny_run, monkeypat
     config.data.on_bad_example = "skip"
     monkeypatch.setattr(SkipBad, "SHARE", 0.2)
     assert train(config.lock(), tmp_path / "run") == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_all_images_of_a_source_have_one_type(tmp_path, write_folder, channels):
+    folder = write_folder(tmp_path / "mine", size=(8, 9), train=3, val=1)
+    assert catalog.open_split(str(folder), "train", channels=channels).dtype == np.uint8
+    grey = np.full((8, 9), 257 * 7, np.uint16)
+    Image.fromarray(grey).save(folder / "train/images/02.png")
+    source = catalog.open_split(str(folder), "train", channels=channels)
+    assert source.dtype == np.float32
+    assert {source[i]["image"].dtype for i in range(3)} == {np.dtype(np.float32)}
+    assert (source[2]["image"] == 7).all()
+    eight = np.asarray(Image.open(folder / "train/images/01.png").convert("RGB"))
+    if channels == 3:
+        np.testing.assert_array_equal(source[1]["image"], eight)
+
+
+def test_a_wrong_suffix_does_not_bring_in_another_type(tmp_path, write_folder):
+    folder = write_folder(tmp_path / "mine", size=(8, 9), train=2, val=1)
+    (folder / "train/images/01.png").unlink()
+    picture = Image.fromarray(np.zeros((8, 9), np.uint16))
+    picture.save(folder / "train/images/01.jpg", format="PNG")
+    with pytest.raises(InputError, match=r"01\.jpg has more than 8 bits"):
+        catalog.open_split(str(folder), "train")[1]
+
+
+def test_objects_of_another_size_than_the_label_are_refused(tmp_path, write_folder):
+    words = r"n\.png is \(4, 5\) and the mask of its classes \(4, 6\)"
+    with pytest.raises(InputError, match=words):
+        numbered_objects(np.zeros((4, 5)), np.zeros((4, 6), np.uint8), path=Path("n.png"))
+    source = catalog.open_split(str(write_folder(tmp_path / "mine", size=(8, 9))), "train")
+    wrong = objects([np.ones((7, 9))], [1], [False], (7, 9))
+    listing = Listing(source.images, source.labels, source.read_label, lambda _: wrong)
+    words = r"00\.png are masks of \(7, 9\) and its label is \(8, 9\)"
+    with pytest.raises(InputError, match=words):
+        Files(listing, source.classes, instances=True)[0]
+
+
+def test_a_missing_mask_is_named_with_its_image(tmp_path, write_folder):
+    source = catalog.open_split(str(write_folder(tmp_path / "mine", size=(8, 9))), "train")
+    source.mask(1).unlink()
+    with pytest.raises(InputError, match=r"image .*images/01\.png has no mask: needs .*masks/01"):
+        source[1]
+
+
+def test_the_size_of_a_bad_header_is_that_of_the_next(caplog):
+    class Sized(_Numbers):
+        def size(self, index: int) -> tuple[int, int]:
+            if index in self.bad:
+                raise InputError(f"cannot read image {index}.jpg")
+            return index, index
+
+    source = SkipBad(Sized(3000, {7}))
+    assert source.size(6) == (6, 6) and source.size(7) == (8, 8) and source.summary()
+    assert source.summary() == "1 of 3000 examples cannot be read: skipped"
+    assert SkipBad(Sized(3000, set())).summary() == ""

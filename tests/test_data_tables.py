@@ -153,3 +153,22 @@ def test_a_label_goes_back_to_the_values_of_its_files():
         catalog.to_submission_ids(label, "cityscape")
     plain = numbered(Classes(("a", "b"), voc_palette(2)))
     assert to_values(np.array([[1, 255]], np.uint8), plain).tolist() == [[1, 255]]
+
+
+def test_a_colour_of_two_classes_is_refused_where_masks_are_colours(tmp_path):
+    content = {"names": ["sky", "road", "car"], "palette": [[1, 2, 3], [4, 5, 6], [1, 2, 3]]}
+    (tmp_path / "classes.json").write_text(json.dumps(content))
+    table = read_json(tmp_path / "classes.json", "")
+    with pytest.raises(InputError, match=r"the colour \(1, 2, 3\) is sky and car: masks of"):
+        table.colours  # noqa: B018
+    content |= {"palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9]], "ignore": [[4, 5, 6]]}
+    (tmp_path / "classes.json").write_text(json.dumps(content))
+    table = read_json(tmp_path / "classes.json", "")
+    with pytest.raises(InputError, match=r"\(4, 5, 6\) is ignored and road"):
+        table.colours  # noqa: B018
+
+
+def test_submissions_of_one_data_set_have_one_type():
+    table = read_csv("pascal_context")
+    few, many = (to_values(np.full((2, 3), i, np.uint8), table) for i in (0, 58))
+    assert few.dtype == many.dtype == np.uint16

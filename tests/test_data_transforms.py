@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxseg.config import default
-from jaxseg.data import transforms
+from jaxseg.data import pixels, transforms
 from jaxseg.data.colours import IGNORE
 from jaxseg.errors import InputError
 
@@ -87,7 +87,8 @@ def test_scaling_shrinks_and_grows_by_its_factor():
 def test_resized_labels_hold_no_new_ids():
     label = np.where(_regions(np.random.default_rng(0), (61, 47)) % 2, 0, IGNORE).astype(np.uint8)
     for size in [(30, 23), (122, 94), (61, 46), (1, 1)]:
-        resized = transforms.resize_label(label, size)
+        factor = tuple(n / have for n, have in zip(size, label.shape, strict=True))
+        resized = pixels.nearest(label, (0, 0), factor, size)
         assert resized.shape == size and set(np.unique(resized)) <= {0, IGNORE}
 
 
@@ -95,14 +96,16 @@ def test_resized_labels_hold_no_new_ids():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_resized_images_have_the_size_and_the_channels_that_were_asked(size, channels):
     image = np.random.default_rng(0).integers(0, 256, (31, 33, channels), np.uint8)
-    resized = transforms.resize(image, size)
+    factor = tuple(n / have for n, have in zip(size, image.shape[:2], strict=True))
+    resized = pixels.resample(image, (0, 0), factor, size)
     assert resized.shape == (*size, channels) and resized.dtype == np.uint8
 
 
 def test_constant_images_stay_constant_when_resized():
     image = np.full((31, 33, 3), 77, np.uint8)
-    assert (transforms.resize(image, (64, 20)) == 77).all()
-    assert transforms.resize(image, (31, 33)) is image
+    resized = pixels.resample(image, (0, 0), (64 / 31, 20 / 33), (64, 20))
+    assert resized.shape == (64, 20, 3) and (resized == 77).all()
+    np.testing.assert_array_equal(pixels.resample(image, (0, 0), (1, 1), (31, 33)), image)
 
 
 @pytest.mark.parametrize("size", [(11, 13), (23, 33), (25, 31), (24, 32), (1, 1), (97, 61)])
@@ -181,16 +184,17 @@ def test_grey_pixels_of_colour_images_stay_grey():
         assert np.ptp(out, axis=2).max() <= 1
 
 
-def test_hue_turns_by_at_most_18_degrees():
+@pytest.mark.parametrize("most", [18.0, 36.0])
+def test_hue_turns_by_at_most_so_many_degrees(most):
     rng, hues = np.random.default_rng(0), []
     image = np.zeros((2, 2, 3), np.uint8)
     image[..., 0] = 200  # red, hue 0
     for _ in range(400):
-        red, green, blue = transforms.photometric(image, rng)[0, 0].astype(float)
+        red, green, blue = transforms.photometric(image, rng, most)[0, 0].astype(float)
         spread = red - min(green, blue)
         assert red == max(red, green, blue) and spread > 0
         hues.append(60 * (green - blue) / spread)
-    assert -20 <= min(hues) < -12 and 12 < max(hues) <= 20
+    assert -most - 2 <= min(hues) < 6 - most and most - 6 < max(hues) <= most + 2
 
 
 def test_the_same_seed_gives_the_same_example_and_another_seed_another():

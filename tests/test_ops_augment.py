@@ -1,5 +1,6 @@
 """Augmentation on the device: the host's, replayed; and the same distribution."""
 
+import contextlib
 from functools import partial
 
 import jax
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import config as configs
 from jaxseg import sharding
-from jaxseg.data import pixels, transforms
+from jaxseg.data import catalog, pipeline, pixels, transforms
 from jaxseg.data.colours import IGNORE
 from jaxseg.ops import augment
 from jaxseg.train import augment_batch, train
@@ -123,6 +124,16 @@ def test_its_numbers_are_distributed_as_the_hosts(step):
     assert 0.46 < drawn.contrast_first.mean() < 0.54
 
 
+def test_hue_turns_as_far_as_it_is_told():
+    """MMSegmentation's recipe has 36 degrees, and 0 is off."""
+    options = {"crop": (8, 8), "scale": (1.0, 1.0), "scale_step": 0.0, "flips": (False, False)}
+    keys = jax.random.split(jax.random.key(0), 1000)
+    for hue in (36.0, 0.0):
+        draw = partial(augment.draw, size=jnp.array((8, 8)), photometric=True, hue=hue, **options)
+        drawn = np.asarray(jax.vmap(draw)(keys).hue)
+        assert -hue <= drawn.min() <= -0.95 * hue and 0.95 * hue <= drawn.max() <= hue
+
+
 def _assert_same_quantiles(ours, theirs, tolerance: float) -> None:
     at = np.linspace(0, 1, 21)
     a, b = np.quantile(np.asarray(ours), at), np.quantile(np.asarray(theirs), at)
@@ -157,6 +168,7 @@ def _staged(examples: list[dict], shape: tuple[int, int] = (48, 64)) -> dict:
         "image": jnp.stack([e["image"] for e in padded]),
         "label": jnp.stack([e["label"].astype(np.int32) for e in padded]),
         "size": jnp.array([e["label"].shape for e in examples]),
+        "position": jnp.arange(len(examples), dtype=jnp.uint32),
         "valid": jnp.ones(len(examples), bool),
     }
 
@@ -221,3 +233,24 @@ def test_a_run_can_augment_on_the_device(few_scenes, tmp_path, capsys):
     config.data.update(augment_on="device", scale=(0.5, 2.0), photometric=True)
     assert train(config, tmp_path / "run", dry_run=True) == 0
     assert "dry run: one step, loss" in capsys.readouterr().out
+
+
+def test_the_position_in_the_stream_decides_whichever_process_holds_it(few_scenes):
+    data = _data()
+    data.augment_on = "device"
+    source = catalog.open_split("shapes", "train")
+
+    def batches(process: tuple[int, int]) -> list[dict]:
+        stream = pipeline.train_batches(source, data, batch=8, seed=5, start=2, process=process)
+        with contextlib.closing(stream):
+            return [next(stream) for _ in range(2)]
+
+    whole, parts = batches((0, 1)), [batches((p, 2)) for p in range(2)]
+    for number, one in enumerate(whole):
+        assert one["position"].tolist() == list(range(16 + 8 * number, 24 + 8 * number))
+        joined = {key: np.concatenate([part[number][key] for part in parts]) for key in one}
+        assert joined["position"].tolist() != one["position"].tolist()  # process after process
+        rows = np.argsort(joined["position"])
+        alone, both = (_augment(batch, jax.random.key(3)) for batch in (one, joined))
+        for key in ("image", "label"):
+            np.testing.assert_array_equal(alone[key], np.asarray(both[key])[rows])

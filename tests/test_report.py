@@ -154,3 +154,22 @@ def test_the_table_calls_a_class_that_is_nowhere_absent_and_says_what_that_means
 def test_the_table_of_no_pixels_is_all_absent():
     lines = table(metrics.scores(np.zeros((4, 4))), Scenes.classes).splitlines()
     assert all(line.endswith("absent") for line in lines[1:5])
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [(1, np.uint8), (1, np.float32), (3, np.float32), (5, np.float32)]
+)
+def test_large_images_of_any_kind_are_drawn(tmp_path, channels, dtype):
+    class Bands(Scenes):
+        def __getitem__(self, index: int) -> dict:
+            example = super().__getitem__(index)
+            image = np.zeros((800, 500, channels), dtype)
+            image[400:] = 200
+            return {**example, "image": image, "label": np.zeros((800, 500), np.uint8)}
+
+    prediction = np.ones((800, 500), np.uint8)
+    report(tmp_path, 1, _result()._replace(drawn={}, worst={0: prediction}), Bands(), "val")
+    with Image.open(tmp_path / "worst.png") as sheet:
+        pixels = np.asarray(sheet)
+    assert (pixels[24 + 10 : 24 + 170, :220] == 0).all()
+    assert (pixels[24 + 190 : 24 + 350, :220] == 200).all()

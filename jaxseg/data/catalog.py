@@ -8,8 +8,9 @@ A data set is named by one of
     LAYOUT:FOLDER          any of LAYOUTS at any place, such as voc2012:/data/VOCdevkit/VOC2012,
                            labelme:annotated, cvat:export, colours:masks, coco_json:export,
                            list:pairs.csv (a file)
-The function of a layout says in its docstring which tree it expects. A data set of LAYOUTS may also
-lie in the plain form, with classes.json.
+Each FOLDER may be an archive, such as my_photos.zip or voc2012:VOCtrainval_11-May-2012.tar: it is
+unpacked beside itself, once. The function of a layout says in its docstring which tree it expects.
+A data set of LAYOUTS may also lie in the plain form, with classes.json.
 """
 
 import os
@@ -18,8 +19,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from jaxseg.data import cityscapes, coco, labelme, own, records, scenes, tables, voc
+from jaxseg.data import (
+    archives,
+    cityscapes,
+    coco,
+    colours,
+    files,
+    labelme,
+    own,
+    records,
+    scenes,
+    tables,
+    voc,
+)
 from jaxseg.data.colours import Classes
 from jaxseg.data.sources import Files, Listing, Shapes
 from jaxseg.data.tables import Table
@@ -118,11 +132,21 @@ def locate(dataset: str, root: str = "", tree: str | None = own.TREE) -> Path:
     base = root or os.environ.get("JAXSEG_DATA", "")
     places = [Path(dataset).expanduser()] + ([Path(base).expanduser() / dataset] if base else [])
     for place in places:
+        if archives.is_archive(place):
+            return _unpacked(place)
         if place.exists():
             return place
     tried = " or ".join(str(p.absolute()) for p in places)
     where = "" if base else " Set JAXSEG_DATA to the folder that holds your data sets."
     raise InputError(f'data set "{dataset}" not found at {tried}.{where}\n{tree}')
+
+
+def _unpacked(archive: Path) -> Path:
+    """The folder that an archive is unpacked into; or the plain data set that is all of it."""
+    folder = archives.unpack(archive, archives.folder_of(archive))
+    inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    plain = len(inside) == 1 and (inside[0] / "classes.json").is_file()
+    return inside[0] if plain else folder
 
 
 def splits(dataset: str, root: str = "") -> list[str]:
@@ -166,6 +190,25 @@ def open_split(
 
 def to_submission_ids(label: np.ndarray, dataset: str) -> np.ndarray:
     """Ids [H,W] 0..K-1 -> the values that the data set's own files and its server use."""
-    if dataset not in LAYOUTS:
-        raise unknown("data set with a server", dataset, LAYOUTS)
-    return tables.to_values(label, tables.read_csv(LAYOUTS[dataset].table))
+    return tables.to_values(label, benchmark(dataset))
+
+
+def benchmark(dataset: str) -> Table:
+    """The table of NAME or NAME:FOLDER. Raises InputError where its values are nobody else's."""
+    name = dataset.partition(":")[0]
+    if name not in LAYOUTS:
+        raise unknown("data set with a server", name, LAYOUTS)
+    return tables.read_csv(LAYOUTS[name].table)
+
+
+def write_submission(folder: Path, dataset: str) -> Path:
+    """Writes FOLDER/submission/NAME.png for each label FOLDER/NAME.png that jaxseg predicted, with
+    the values that the server of the data set expects; returns that folder."""
+    target = folder / "submission"
+    for path in sorted(folder.rglob("*.png")):
+        # Overlays and legends have no note.
+        if target not in path.parents and colours.read_note(path):
+            with files.replacing(target / path.relative_to(folder)) as written:
+                values = to_submission_ids(files.read_values(path), dataset)
+                Image.fromarray(values).save(written, format="PNG")
+    return target

@@ -43,7 +43,7 @@ def cityscapes(root: Path, split: str, table: Table) -> Listing:
     if kind == "instanceIds":
         label = partial(_label, ids=table.ids, parts=_city_parts)
     instances = partial(_things, table=table, parts=_city_parts, place=_city_place)
-    return Listing(images, labels(kind), label, instances)
+    return Listing(images, labels(kind), label, instances, pattern=f"*_gtFine_{kind}.png")
 
 
 def _city_parts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +87,8 @@ def kitti(root: Path, split: str, table: Table) -> Listing:
         truth = root / "training/instance"
         label = partial(_label, ids=table.ids, parts=_kitti_parts)
     instances = partial(_things, table=table, parts=_kitti_parts, place=_kitti_place)
-    return Listing(images, [truth / path.name for path in images], label, instances)
+    masks = [truth / path.name for path in images]
+    return Listing(images, masks, label, instances, pattern="*.png")
 
 
 def _kitti_parts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -148,8 +148,10 @@ def coco_stuff(root: Path, split: str, table: Table) -> Listing:
     coco_stuff/images/{train,val}2017/*.jpg         (or coco_stuff/{train,val}2017/*.jpg)
     coco_stuff/annotations/{train,val}2017/*.png    value = category - 1, 255 = unlabelled
         (or coco_stuff/stuffthingmaps/{train,val}2017/*.png)"""
-    maps = below(root, "annotations", "stuffthingmaps")
-    masks, folder = _parts(root, split, f"{maps.name}/{{}}", coco_stuff.__doc__)
+    folders = ("annotations", "stuffthingmaps")  # the first may hold COCO's JSON files alone
+    there = [f for f in folders for year in YEARS if (root / f / (split + year)).is_dir()]
+    maps = there[0] if there else folders[0]
+    masks, folder = _parts(root, split, f"{maps}/{{}}", coco_stuff.__doc__)
     labels = [path for path in find_images(masks) if path.stem.isdigit()]
     images = [folder / f"{path.stem}.jpg" for path in labels]
     return Listing(images, labels, partial(read_label, ids=table.ids))

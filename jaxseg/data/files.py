@@ -1,14 +1,16 @@
 """Image and mask files: from any mode to what an example holds, or a message that names the file.
 
-An image is uint8, or float32 in the same units (0..255, with fractions) where its file has more
-than 8 bits. A mask is a file of integers, or of colours; `translate` makes ids of them.
+An image is uint8, or float32 in the same units (0..255, with fractions) where its file has grey or
+bands of more than 8 bits; of RGB with 16 bits Pillow gives the upper 8. A mask is a
+file of integers, or of colours; `translate` makes ids of them.
 """
 
 import functools
+import io
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ from PIL import Image, ImageOps
 
 from jaxseg.data import pixels
 from jaxseg.data.colours import IGNORE
-from jaxseg.data.tiff import read_bands
+from jaxseg.data.tiff import read_bands, stored_type
 from jaxseg.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".npy")
@@ -26,6 +28,7 @@ MAX_PIXELS = 200_000_000  # a header that claims more is taken for a decompressi
 JPEG = (".jpg", ".jpeg")
 LOSSY = ("JPEG", "MPO")
 TIFF = (".tif", ".tiff")
+CAMERA_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # of PNGs, that Pillow obeys
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 
@@ -38,6 +41,18 @@ class Page(NamedTuple):
     @property
     def stem(self) -> str:
         return f"{self.path.stem}_{self.number:03}"
+
+
+class Embedded(NamedTuple):
+    """A picture inside another file, such as labelme's JSON."""
+
+    path: Path
+    size: tuple[int, int]  # height, width
+    read: Callable[[Path], bytes]
+
+    @property
+    def stem(self) -> str:
+        return self.path.stem
 
 
 @contextmanager
@@ -70,11 +85,12 @@ def path_of(place: Any) -> Path:
     return getattr(place, "path", place)
 
 
-def open_image(place: Path | Page, decode: bool = True) -> Image.Image:
+def open_image(place: Path | Page | Embedded, decode: bool = True) -> Image.Image:
     """The decoded picture, or its header alone. Raises InputError where the file cannot be read."""
     path = path_of(place)
     try:
-        with Image.open(path) as picture:
+        source = io.BytesIO(place.read(path)) if isinstance(place, Embedded) else path
+        with Image.open(source) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"its header claims {picture.width}x{picture.height} pixels")
             if isinstance(place, Page):
@@ -105,7 +121,7 @@ def shown(path: Path) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def read_image(place: Path | Page, channels: int) -> np.ndarray:
+def read_image(place: Path | Page | Embedded, channels: int) -> np.ndarray:
     """[H,W,channels], upright (the camera's EXIF rotation is applied): uint8, or float32 0..255.
 
     Grey of 16 bits is divided by 257, so that `data.mean` keeps its units; colour of 16 bits gives
@@ -122,7 +138,26 @@ def read_image(place: Path | Page, channels: int) -> np.ndarray:
         image = _read_jpeg(path)
         if image is not None:
             return image
-    picture = ImageOps.exif_transpose(open_image(place))
+    return as_image(turned_upright(open_image(place), path), channels, path)
+
+
+def turned_upright(picture: Image.Image, path: Path) -> Image.Image:
+    """The picture as the camera saw it. Raises InputError where its EXIF data are broken."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception as error:  # Pillow raises many kinds, such as SyntaxError
+        raise _broken_exif(path, error) from error
+
+
+def _broken_exif(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"image {shown(path)} has EXIF data that cannot be read: {error}. Which way is up is "
+        "unknown: export it again"
+    )
+
+
+def as_image(picture: Image.Image, channels: int, path: Path) -> np.ndarray:
+    """What `read_image` gives, of a decoded picture; `path` is named in errors."""
     if picture.mode.startswith("I;16"):
         image = _scaled(np.asarray(picture), 1, path)
         return image if channels == 1 else np.repeat(image, channels, axis=2)
@@ -147,6 +182,7 @@ def _read_jpeg(path: Path) -> np.ndarray | None:
 
 def _scaled(image: np.ndarray, channels: int, path: Path) -> np.ndarray:
     """[H,W,channels] as an example holds it, of an array [H,W] or [H,W,C] from a file."""
+    image = image.astype(image.dtype.newbyteorder("="), copy=False)  # files may be big-endian
     if image.dtype not in (np.uint8, np.uint16, np.float32) or image.ndim not in (2, 3):
         raise InputError(
             f"image {shown(path)} is {image.dtype} {list(image.shape)}: needs uint8, uint16 or "
@@ -183,8 +219,10 @@ def _load_tiff(path: Path) -> np.ndarray:
         raise InputError(f"cannot read image {shown(path)}: {error}") from error
 
 
-def image_size(place: Path | Page) -> tuple[int, int]:
-    """(height, width) of the upright image, from its header."""
+def image_size(place: Path | Page | Embedded, upright: bool = True) -> tuple[int, int]:
+    """(height, width) of the upright image, or of the pixels as stored, from its header."""
+    if isinstance(place, Embedded):
+        return place.size
     if path_of(place).suffix.lower() == ".npy":
         return _load_array(path_of(place), mmap_mode="r").shape[:2]
     try:
@@ -194,17 +232,53 @@ def image_size(place: Path | Page) -> tuple[int, int]:
             raise
         return _load_tiff(path_of(place)).shape[:2]  # of more bands than Pillow knows
     # Of a TIFF, Pillow gives the upright size.
-    turned = orientation(picture) in (5, 6, 7, 8) and picture.format != "TIFF"
+    turned = upright and picture.format != "TIFF" and orientation(picture) in (5, 6, 7, 8)
     return picture.size if turned else picture.size[::-1]
 
 
+def is_deep(place: Path | Page | Embedded, channels: int) -> bool:
+    """Whether `read_image` gives float32, from the header; False where that cannot be read."""
+    path = path_of(place)
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".npy":
+            return _load_array(path, mmap_mode="r").dtype.itemsize > 1
+        if suffix in TIFF and channels not in (1, 3):
+            return stored_type(path) != "u1"
+        return suffix not in JPEG and open_image(place, decode=False).mode.startswith("I;16")
+    except Exception:  # reading it will say what is wrong
+        return False
+
+
 def orientation(picture: Image.Image) -> int:
-    """How EXIF says that the camera was held: 1 = upright, 2..8 = mirrored or turned."""
+    """How EXIF or XMP say that the camera was held: 1 = upright, 2..8 = mirrored or turned."""
     if picture.format == "TIFF":
         return picture.tag_v2.get(0x112, 1)
-    if picture.format == "PNG" and "exif" not in picture.info:
-        return 1  # Pillow would decode all of it to look for a late one
-    return picture.getexif().get(0x112, 1)
+    path = Path(picture.filename)
+    if picture.format == "PNG" and picture.filename and _camera_at_end(path):
+        picture = open_image(path)
+    # Not the method of PNGs, which decodes the pixels to look for what may come after them.
+    try:
+        return Image.Image.getexif(picture).get(0x112, 1)
+    except Exception as error:  # Pillow raises many kinds, such as SyntaxError
+        raise _broken_exif(path, error) from error
+
+
+def _camera_at_end(path: Path) -> bool:
+    """Whether EXIF or XMP come after the pixels of a PNG, where only decoding reads them."""
+    pixels_seen = False
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            if pixels_seen and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                start = file.read(min(length, 22))
+                if kind == b"eXIf" or start.startswith(CAMERA_TEXTS):
+                    return True
+                length -= len(start)
+            pixels_seen |= kind == b"IDAT"
+            file.seek(length + 4, os.SEEK_CUR)
+    return False
 
 
 def open_mask(place: Path | Page) -> Image.Image:

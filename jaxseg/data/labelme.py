@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from jaxseg.data.colours import IGNORE, Classes, voc_palette
-from jaxseg.data.files import IMAGE_SUFFIXES, shown
+from jaxseg.data.files import IMAGE_SUFFIXES, Embedded, shown
 from jaxseg.data.sources import Listing, objects, part
 from jaxseg.data.tables import Table, check_names, numbered, read_json
 from jaxseg.errors import InputError
@@ -33,8 +33,8 @@ def labelme(root: Path, split: str, table: Table) -> Listing:
     """A folder of labelme's files
     NAME/labels.txt        names of classes, one a line: __ignore__ and _background_ first; or
                            classes.json, whose first class is the background
-    NAME/train/*.json      with the images beside them; without the folders train and val every
-    NAME/val/*.json        fifth file anywhere below NAME is val, the rest train"""
+    NAME/train/*.json      with the images beside or inside them; without the folders train
+    NAME/val/*.json        and val every fifth file anywhere below NAME is val, the rest train"""
     folder = root / split
     if folder.is_dir():
         files = sorted(folder.rglob("*.json"))
@@ -48,11 +48,26 @@ def labelme(root: Path, split: str, table: Table) -> Listing:
     return Listing(images, files, partial(_drawn, ids=ids), partial(_objects, ids=ids))
 
 
-def _image_of(file: Path) -> Path:
-    """The image of the same name beside the file, or else the one that it names."""
+def _image_of(file: Path) -> Path | Embedded:
+    """The image of the same name beside the file, or the one that it names, or holds."""
     beside = (file.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)
     found = next((path for path in beside if path.is_file()), None)
-    return found or file.parent / read_shapes(file).image
+    if found:
+        return found
+    size, name, _ = read_shapes(file)
+    named = file.parent / name
+    if (named == file or not named.is_file()) and _embedded(file):
+        return Embedded(file, size, _embedded)
+    return named
+
+
+def _embedded(file: Path) -> bytes:
+    """The image that the file holds itself; nothing where it does not."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        return base64.b64decode(content.get("imageData") or "")
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{shown(file)} holds an image that cannot be read: {error}") from error
 
 
 def read_shapes(file: Path) -> Shapes:

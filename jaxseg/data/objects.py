@@ -35,3 +35,19 @@ def copy_paste(example: dict, other: dict, rng: np.random.Generator) -> dict:
             "instances": {key: np.concatenate([mine[key], pasted[key]]) for key in mine},
         }
     )
+
+
+def random_pixel(example: dict, rng: np.random.Generator) -> tuple[int, int] | None:
+    """(y, x) of a pixel of an object, all objects being as likely; None where there are none."""
+    if "instances" not in example:
+        raise InputError(
+            "data.crop_on_objects needs a data set that tells objects apart: set it to 0 for this "
+            "one"
+        )
+    found = example["instances"]
+    there = np.flatnonzero(found["masks"].any((1, 2)) & ~found["crowd"])
+    if not len(there):
+        return None
+    pixels = np.argwhere(found["masks"][there[rng.integers(len(there))]])
+    y, x = pixels[rng.integers(len(pixels))].tolist()
+    return y, x

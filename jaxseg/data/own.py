@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxseg.data.files import find_images, read_colours, read_label, read_values, shown
+from jaxseg.data.files import find_images, read_colours, read_image, read_label, read_values, shown
 from jaxseg.data.sources import Listing, numbered_objects, part
 from jaxseg.data.tables import Table
 from jaxseg.errors import InputError
@@ -22,9 +22,19 @@ def folder(root: Path, split: str, table: Table, colours: bool = False) -> Listi
     NAME/train/images/*.jpg
     NAME/train/masks/*.png        named like the images; pixel = class id, 255 = ignore
     NAME/train/instances/*.png    if objects are told apart: pixel = number of the object, 0 = none
+    NAME/train/alphas/*.png       instead of masks, for two classes: grey, 0 = the first, white =
+                                  the second, and between them both
     NAME/val/images/*.jpg
     NAME/val/masks/*.png"""
     images, masks = root / split / "images", root / split / "masks"
+    soft = root / split / "alphas"
+    if soft.is_dir() and not colours:
+        masks = soft
+    if images.is_dir() and not masks.is_dir():
+        raise InputError(
+            f"split {split!r} of {root} has images but no masks: it can be neither trained on nor "
+            f"scored; label it with predict --input {images}"
+        )
     if not images.is_dir() or not masks.is_dir():
         raise InputError(f"no split {split!r} in {root}: found {splits(root) or 'none'}.\n{TREE}")
     found = find_images(images)
@@ -35,15 +45,22 @@ def folder(root: Path, split: str, table: Table, colours: bool = False) -> Listi
     for one, other in zip(found, found[1:], strict=False):
         if one.stem == other.stem:
             raise InputError(f"{shown(one)} and {shown(other)} have one name: rename one of them")
+    if masks == soft:
+        if len(table.classes) != 2:
+            raise InputError(
+                f"{soft} holds soft masks, and there are {len(table.classes)} classes: needs two, "
+                "the background and what is opaque"
+            )
+        return Listing(found, labels, _opaque, alpha=read_alpha, pattern="*")
     if table.instance_maps:
-        return Listing(found, labels, _foreground, _numbered_foreground)
+        return Listing(found, labels, _foreground, _numbered_foreground, pattern="*")
     if colours:
         label = partial(read_colours, ids=table.colours)
     else:
         label = partial(read_label, ids=table.ids)
     numbers = root / split / "instances"
     instances = partial(_paired, folder=numbers, label=label) if numbers.is_dir() else None
-    return Listing(found, labels, label, instances)
+    return Listing(found, labels, label, instances, pattern="*")
 
 
 TREE = folder.__doc__
@@ -52,6 +69,15 @@ TREE = folder.__doc__
 def splits(root: Path) -> list[str]:
     """The splits of a plain folder: those of its folders that have images/."""
     return sorted(p.name for p in root.iterdir() if (p / "images").is_dir())
+
+
+def read_alpha(path: Path) -> np.ndarray:
+    """float32 [H,W], 0..1: how much of each pixel is the second class, of grey of 8 or 16 bits."""
+    return read_image(path, 1)[..., 0] / np.float32(255)
+
+
+def _opaque(path: Path) -> np.ndarray:
+    return (read_alpha(path) >= 0.5).astype(np.uint8)
 
 
 def _foreground(path: Path) -> np.ndarray:
@@ -64,13 +90,8 @@ def _numbered_foreground(path: Path) -> dict:
 
 
 def _paired(path: Path, folder: Path, label: partial) -> dict:
-    numbers, classes = read_values(folder / f"{path.stem}.png"), label(path)
-    if numbers.shape != classes.shape:
-        raise InputError(
-            f"{shown(folder / path.stem)}.png is {numbers.shape} and {shown(path)} "
-            f"{classes.shape} (height, width): they must be equal"
-        )
-    return numbered_objects(numbers, classes)
+    place = folder / f"{path.stem}.png"
+    return numbered_objects(read_values(place), label(path), path=place)
 
 
 def colours(root: Path, split: str, table: Table) -> Listing:
@@ -97,6 +118,12 @@ def listed(root: Path, split: str, table: Table) -> Listing:
         rows = list(csv.DictReader(file))
     if not rows or not {"image", "mask"} <= rows[0].keys():
         raise InputError(f"{root} has no lines with image and mask.\n{listed.__doc__}")
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise InputError(
+                f"line {number} of {root} has another number of values than the first line, "
+                f"{len(rows[0]) - (None in rows[0])}: each has one of every column"
+            )
     if "split" in rows[0]:
         names = sorted({row["split"] for row in rows})
         rows = [row for row in rows if row["split"] == split]

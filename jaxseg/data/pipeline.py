@@ -1,5 +1,6 @@
 """From a source to batches: shuffled, augmented, sharded and prefetched by grain."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -11,43 +12,54 @@ from ml_collections import ConfigDict
 from jaxseg.data.borders import border_weights
 from jaxseg.data.colours import IGNORE
 from jaxseg.data.transforms import augment, fitted, fitted_size, own_transform, pad
+from jaxseg.errors import InputError
 
 
 class _Augment(grain.transforms.RandomMap):
-    """One example of a training batch: image [h,w,C], label int32 [h,w], valid; and, with
-    data.border_weight, weight float32 [h,w]."""
+    """One example of a training batch: image [h,w,C], label int32 [h,w], valid; with
+    data.border_weight also weight, and from soft masks alpha, both float32 [h,w]."""
 
     def __init__(self, source: Sequence[dict], data: ConfigDict):
         self.source, self.data = source, data
 
     def random_map(self, example: dict, rng: np.random.Generator) -> dict:
-        example = augment(example, rng, self.data, self.another)
+        classes = len(self.source.classes) if self.data.transform else IGNORE
+        example = augment(example, rng, self.data, self.another, classes)
         label = example["label"].astype(np.int32)
         batch = {"image": example["image"], "label": label, "valid": np.bool_(True)}
         if self.data.border_weight:
             how = (self.data.border_class, self.data.border_weight, self.data.border_sigma)
             batch["weight"] = border_weights(label, *how)
+        if "alpha" in example:
+            batch["alpha"] = np.ascontiguousarray(example["alpha"])
         return batch
 
     def another(self, rng: np.random.Generator) -> dict:
         return self.source[int(rng.integers(len(self.source)))]
 
 
-class _Stage(grain.transforms.Map):
+class _Stage(grain.transforms.RandomMap):
     """The same, unaugmented, of one fixed size: `size` [2] of it is the image, the rest ignored."""
 
-    def __init__(self, data: ConfigDict, shape: tuple[int, int]):
-        self.data, self.shape = data, shape
+    def __init__(self, source: Sequence[dict], data: ConfigDict):
+        self.source, self.data, self.shape = source, data, stage_shape(source, data)
 
-    def map(self, example: dict) -> dict:
+    def random_map(self, example: dict, rng: np.random.Generator) -> dict:
+        if "alpha" in example:
+            raise InputError("soft masks need data.augment_on=host: the device does without them")
         example = fitted(example, self.data.resize)
         if self.data.transform:
-            example = own_transform(example, self.data.transform)
+            example = own_transform(example, self.data.transform, len(self.source.classes), rng)
         size = np.array(example["label"].shape, np.int32)
         example = pad(example, self.shape, self.data.mean)
         label = example["label"].astype(np.int32)
         valid = np.bool_(True)
         return {"image": example["image"], "label": label, "valid": valid, "size": size}
+
+
+def _place(position: int, example: dict) -> dict:
+    """With its position in the stream: uint32, of which a run has enough."""
+    return {**example, "position": np.uint32(position % 2**32)}
 
 
 def stage_shape(source: Sequence[dict], data: ConfigDict) -> tuple[int, int]:
@@ -75,12 +87,13 @@ def train_batches(
     a run in its data is the number of its steps.
 
     With data.augment_on = "device" they come as they are, but for data.resize, with their `size`
-    [B,2] in images of one greater shape (`stage_shape`); `ops.augment` goes on from there.
+    [B,2] in images of one greater shape (`stage_shape`) and their `position` [B] in the stream;
+    `ops.augment` goes on from there.
     """
     index, count = process
     stream = grain.MapDataset.source(source).shuffle(seed=seed).repeat()
     if data.augment_on == "device":
-        stream = stream.map(_Stage(data, stage_shape(source, data)))
+        stream = stream.random_map(_Stage(source, data), seed=seed).map_with_index(_place)
     else:
         stream = stream.random_map(_Augment(source, data), seed=seed)
     stream = stream[index::count].batch(batch // count, drop_remainder=True)[start:]
@@ -105,8 +118,8 @@ def eval_batches(
 
     shapes: the (height, width) that each example is extended to, its own size by default: the image
     by mirroring, the label by 255. Beside `image`, `label` and `valid` a batch has the examples'
-    `size` [B,2] before that, their `index` [B] in the source, and `name` [B]. An index of -1 marks
-    a filling example, all ignored and not valid.
+    `size` [B,2] before that, their `index` [B] in the source, and `name` [B]; from soft masks also
+    `alpha` [B,H,W]. An index of -1 marks a filling example, all ignored and not valid.
     """
     by_shape: dict[tuple[int, int], list[int]] = {}
     for i in range(len(source)):
@@ -118,7 +131,9 @@ def eval_batches(
             groups.append((shape, members[k : k + batch][process[0] :: process[1]]))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     load = partial(_load, source=source)
-    return iter(grain.MapDataset.source(groups).map(load).to_iter_dataset(options))
+    stream = grain.MapDataset.source(groups).map(load).to_iter_dataset(options)
+    with contextlib.closing(iter(stream)) as batches:  # its threads end with the caller's interest
+        yield from batches
 
 
 def extend(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -136,9 +151,19 @@ def _load(group: tuple, source: Sequence[dict]) -> dict[str, np.ndarray]:
     label = np.full((len(index), *shape), IGNORE, np.int32)
     size = np.tile(np.int32(shape), (len(index), 1))
     name = np.full(len(index), "", object)
+    soft = getattr(source, "soft", False)
+    alpha = np.zeros(label.shape, np.float32) if soft else None
     for k, example in examples.items():
         height, width = size[k] = example["label"].shape
+        if (height, width) != source.size(index[k]):
+            raise InputError(
+                f"{example['name']} has {(height, width)} pixels (height, width), but its header "
+                f"says {source.size(index[k])}: the file is damaged. Export it again"
+            )
         image[k] = extend(example["image"], shape)
         label[k, :height, :width], name[k] = example["label"], example["name"]
+        if soft:
+            alpha[k, :height, :width] = example["alpha"]
     batch = {"image": image, "label": label, "valid": index >= 0}
+    batch |= {"alpha": alpha} if soft else {}
     return {**batch, "size": size, "index": index, "name": name}

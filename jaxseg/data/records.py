@@ -15,7 +15,7 @@ from PIL import Image
 
 from jaxseg.data import pixels, tables
 from jaxseg.data.colours import Classes, voc_palette
-from jaxseg.data.files import translate
+from jaxseg.data.files import as_image, translate
 from jaxseg.errors import InputError
 
 LABEL_FEATURES = ("label", "segmentation_label", "segmentation_mask", "annotation", "mask")
@@ -80,9 +80,12 @@ def read_table(builder: Any) -> tables.Table:
         return tables.numbered(Classes(names, palette or voc_palette(len(names)), things))
     if builder.name in TABLES:
         return tables.read_csv(TABLES[builder.name])
-    raise InputError(
-        f"tfds:{builder.name} does not name its classes: its label must be a LabeledImage with "
-        "labels, as the verb pack writes it"
+    path = builder.data_path / "classes.json"
+    return tables.read_json(
+        path,
+        f"tfds:{builder.name} does not name its classes, which that file tells: it holds "
+        f"{tables.CLASSES_JSON}\nOr its label is a LabeledImage with labels, as the verb pack "
+        "writes it.",
     )
 
 
@@ -118,6 +121,9 @@ class Records:
         self.name, self.split, self.ids = name, split, table.ids
         self.classes, self.channels, self.instances = table.classes, channels, instances
         self.image, self.label = find_features(builder)
+        deep = features[self.image].np_dtype != np.uint8
+        self.dtype = np.dtype(np.float32 if deep else np.uint8)
+        self.soft = "alpha" in features
         if split not in builder.info.splits:
             found = ", ".join(builder.info.splits)
             raise InputError(f"no split {split!r} in tfds:{name}: it has {found}")
@@ -140,10 +146,16 @@ class Records:
         record, where = self._record(index), self._where(index)
         try:
             image = record[self.image]
-            image = decode_image(image, self.channels) if isinstance(image, bytes) else image
+            if isinstance(image, bytes):
+                image = decode_image(image, self.channels, where)
             values = np.asarray(Image.open(io.BytesIO(record[self.label])))
         except Exception as error:  # Pillow raises many kinds
             raise InputError(f"cannot read {where}: {error}. Prepare the data anew") from error
+        if image.dtype != self.dtype and self.dtype == np.uint8:
+            raise InputError(f"{where} has more than 8 bits, and its feature 8: prepare it anew")
+        if image.dtype == np.uint16:
+            image = image.astype(np.float32) / 257
+        image = image.astype(self.dtype, copy=False)
         label = translate(values, self.ids, where)
         if image.shape != (*label.shape, self.channels):
             raise InputError(
@@ -152,6 +164,8 @@ class Records:
             )
         name = record["name"].decode() if "name" in record else f"{index:08}"
         example = {"image": image, "label": label, "name": name}
+        if self.soft:
+            example["alpha"] = record["alpha"]
         if self.instances:
             example["instances"] = decode_objects(record, label.shape)
         return example
@@ -180,15 +194,17 @@ def encode_png(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def decode_image(data: bytes, channels: int) -> np.ndarray:
-    """The bytes of a file -> uint8 [H,W,channels], channels 1 or 3, whatever EXIF says."""
+def decode_image(data: bytes, channels: int, where: Path) -> np.ndarray:
+    """The bytes of a file -> [H,W,channels] as `files.read_image` has it, whatever EXIF says.
+
+    where: named in errors.
+    """
     picture = Image.open(io.BytesIO(data))
     if (picture.format, picture.mode, channels) == ("JPEG", "RGB", 3):
         image = pixels.decode_jpeg(data)
         if image is not None:
             return image
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    return np.asarray(picture).reshape(picture.height, picture.width, channels)
+    return as_image(picture, channels, where)
 
 
 def encode_objects(objects: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str, Any]:

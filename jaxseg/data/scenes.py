@@ -43,7 +43,7 @@ def ade20k(root: Path, split: str, table: Table) -> Listing:
     name = {"train": "training", "val": "validation"}.get(split, split)
     images = _images(root / "images" / name, ade20k.__doc__)
     labels = [root / f"annotations/{name}/{path.stem}.png" for path in images]
-    return Listing(images, labels, partial(read_label, ids=table.ids))
+    return Listing(images, labels, partial(read_label, ids=table.ids), pattern="*.png")
 
 
 def sunrgbd(root: Path, split: str, table: Table) -> Listing:
@@ -54,7 +54,7 @@ def sunrgbd(root: Path, split: str, table: Table) -> Listing:
     images = _images(root / "image" / name, sunrgbd.__doc__)
     folder = root / "semseg-label37" / name
     labels = [folder / f"{path.stem.removeprefix('img-').zfill(8)}.png" for path in images]
-    return Listing(images, labels, partial(read_label, ids=table.ids))
+    return Listing(images, labels, partial(read_label, ids=table.ids), pattern="*.png")
 
 
 def camvid(root: Path, split: str, table: Table) -> Listing:
@@ -64,7 +64,7 @@ def camvid(root: Path, split: str, table: Table) -> Listing:
     root = below(root, "CamVid")
     images = _images(root / split, camvid.__doc__)
     labels = [root / f"{split}annot" / path.name for path in images]
-    return Listing(images, labels, partial(read_label, ids=table.ids))
+    return Listing(images, labels, partial(read_label, ids=table.ids), pattern="*.png")
 
 
 def camvid32(root: Path, split: str, table: Table) -> Listing:
@@ -82,7 +82,7 @@ def camvid32(root: Path, split: str, table: Table) -> Listing:
         names = read_list(root / f"{split}.txt", camvid32.__doc__)
         found = [images / f"{Path(name).stem}.png" for name in names]
     labels = [folder / f"{path.stem}_L.png" for path in found]
-    return Listing(found, labels, partial(read_colours, ids=table.colours))
+    return Listing(found, labels, partial(read_colours, ids=table.colours), pattern="*_L.png")
 
 
 def isbi2012(root: Path, split: str, table: Table) -> Listing:
@@ -141,4 +141,4 @@ def pets(root: Path, split: str, table: Table) -> Listing:
     names = names if official else part(names, split)
     images = [root / f"images/{name}.jpg" for name in names]
     labels = [root / f"annotations/trimaps/{name}.png" for name in names]
-    return Listing(images, labels, partial(read_label, ids=table.ids))
+    return Listing(images, labels, partial(read_label, ids=table.ids), pattern="*.png")

@@ -1,9 +1,11 @@
 """Random-access readers: `source[i]` is one example, read and checked.
 
-An example is a dict: `image` [H,W,C] uint8 (float32 in 0..255 where the file has 16 bits), `label`
-uint8 [H,W] with ids 0..K-1 or 255 = ignore, `name`; from a source opened with instances=True also
-`instances`, see `objects`. A source has `classes`, `channels`, `len()`, `source[i]` and `size(i)`
-(height, width, cheaply).
+An example is a dict: `image` [H,W,C] uint8 (float32 0..255, with fractions, from a source where any
+image has more than 8 bits), `label` uint8 [H,W] with ids 0..K-1 or 255 = ignore, `name`; from a
+source opened with instances=True also `instances`, see `objects`; from one of soft masks `alpha`
+float32 [H,W], 0..1, how much of a pixel is class 1. A source has `classes`, `channels`,
+`dtype` (of its images), `len()`, `source[i]` and `size(i)` (height, width, cheaply); some also have
+`image_name(i)`, the name without the rest.
 
 What data sets differ in is a Listing: which image goes with which label, and how one is read.
 """
@@ -19,17 +21,28 @@ from PIL import Image
 
 from jaxseg.data import shapes
 from jaxseg.data.colours import IGNORE, Classes
-from jaxseg.data.files import IMAGE_SUFFIXES, Page, image_size, path_of, read_image, shown
+from jaxseg.data.files import (
+    IMAGE_SUFFIXES,
+    Embedded,
+    Page,
+    image_size,
+    is_deep,
+    path_of,
+    read_image,
+    shown,
+)
 from jaxseg.errors import InputError
 
 
 class Listing(NamedTuple):
     """One split, as the layout of its data set found it: label i belongs to image i."""
 
-    images: list[Path | Page]
+    images: list[Path | Page | Embedded]
     labels: list[Any]  # mostly paths; what the functions below read
     label: Callable[[Any], np.ndarray]  # -> uint8 [H,W] of ids
     instances: Callable[[Any], dict] | None = None  # -> see `objects`; None: has none
+    alpha: Callable[[Any], np.ndarray] | None = None  # -> float32 [H,W], 0..1; None: has none
+    pattern: str = ""  # of the masks among the files of their folders; "": there may be others
 
 
 def objects(
@@ -47,8 +60,19 @@ def objects(
     return {"masks": stack, "classes": np.array(classes, np.int32), "crowd": np.array(crowd, bool)}
 
 
-def numbered_objects(numbers: np.ndarray, label: np.ndarray, none: Sequence[int] = (0,)) -> dict:
-    """Objects [H,W] by number, except `none`; each has the class of most of its label's pixels."""
+def numbered_objects(
+    numbers: np.ndarray, label: np.ndarray, none: Sequence[int] = (0,), path: Path | None = None
+) -> dict:
+    """Objects [H,W] by number, except `none`; each has the class of most of its label's pixels.
+
+    Raises InputError, which names `path`, where the label [H,W] has another size.
+    """
+    if numbers.shape != label.shape:
+        where = shown(path) if path else "the map of objects"
+        raise InputError(
+            f"{where} is {numbers.shape} and the mask of its classes {label.shape} (height, "
+            "width): they must be equal"
+        )
     masks, classes = [], []
     for number in np.unique(numbers):
         mask = numbers == number
@@ -71,7 +95,9 @@ class Files:
         complete: bool = True,
     ):
         """Raises InputError where `complete` and files are missing, or there are no images."""
-        self.images, self.labels, self.read_label, self.read_instances = listing
+        self.images, self.labels, self.read_label, self.read_instances, *rest = listing
+        self.read_alpha, self.pattern = rest
+        self.soft = self.read_alpha is not None
         self.classes, self.channels, self.instances = classes, channels, instances
         if not self.images:
             raise InputError(f"no images: needs files ending in {', '.join(IMAGE_SUFFIXES)}")
@@ -79,6 +105,9 @@ class Files:
             raise InputError("this data set does not tell objects apart: it trains no instances")
         if complete:
             self._complete()
+        places = {path_of(place): place for place in self.images}.values()
+        deep = any(is_deep(place, channels) for place in places)
+        self.dtype = np.dtype(np.float32 if deep else np.uint8)
 
     def _complete(self) -> None:
         images = [path_of(image) for image in self.images]
@@ -105,29 +134,56 @@ class Files:
         return len(self.images)
 
     def image(self, index: int) -> np.ndarray:
-        return read_image(self.images[index], self.channels)
+        """[H,W,C]. Raises InputError where it cannot be read."""
+        image = read_image(self.images[index], self.channels)
+        if image.dtype != self.dtype and self.dtype == np.uint8:
+            raise InputError(
+                f"image {shown(path_of(self.images[index]))} has more than 8 bits, though its name "
+                "ends like those that have 8: give it the suffix of its format"
+            )
+        return image.astype(self.dtype, copy=False)
 
     def label(self, index: int) -> np.ndarray:
+        """uint8 [H,W]. Raises InputError where it is missing or cannot be read."""
+        mask = self.mask(index)
+        if mask and not mask.exists():
+            image = shown(path_of(self.images[index]))
+            raise InputError(f"image {image} has no mask: needs {shown(mask)}")
         return self.read_label(self.labels[index])
 
-    def __getitem__(self, index: int) -> dict:
-        image, label = self.image(index), self.label(index)
+    def check_size(self, index: int, image: np.ndarray, label: np.ndarray) -> None:
+        """Raises InputError unless image [H,W,C] and label [H,W] are of one size."""
         if image.shape[:2] != label.shape:
             where = shown(self.mask(index) or Path("(in its annotations)"))
             raise InputError(
                 f"image {shown(path_of(self.images[index]))} is {image.shape[:2]} and its mask "
                 f"{where} {label.shape} (height, width): they must be equal"
             )
+
+    def __getitem__(self, index: int) -> dict:
+        image, label = self.image(index), self.label(index)
+        self.check_size(index, image, label)
         example = {"image": image, "label": label, "name": self.images[index].stem}
+        if self.soft:
+            example["alpha"] = self.read_alpha(self.labels[index])
         if self.instances:
-            example["instances"] = self.read_instances(self.labels[index])
+            found = example["instances"] = self.read_instances(self.labels[index])
+            if found["masks"].shape[1:] != label.shape:
+                raise InputError(
+                    f"the objects of image {shown(path_of(self.images[index]))} are masks of "
+                    f"{found['masks'].shape[1:]} and its label is {label.shape} (height, width): "
+                    "they must be equal"
+                )
         return example
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width), from the header of the mask, or of the image where the mask is none."""
         mask = self.mask(index)
         picture = mask is not None and mask.suffix.lower() in IMAGE_SUFFIXES
-        return image_size(mask if picture else self.images[index])
+        return image_size(mask, upright=False) if picture else image_size(self.images[index])
+
+    def image_name(self, index: int) -> str:
+        return self.images[index].stem
 
 
 def absent(paths: Sequence[Path]) -> set[Path]:
@@ -149,16 +205,23 @@ class SkipBad:
 
     def __init__(self, source: Any):
         self.source, self.bad = source, {}
-        self.classes, self.channels, self.size = source.classes, source.channels, source.size
+        self.classes, self.channels = source.classes, source.channels
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict:
+        return self._first(index, self.source.__getitem__)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._first(index, self.source.size)
+
+    def _first(self, index: int, read: Callable[[int], Any]) -> Any:
+        """What `read` gives of the first that can be read from `index` on."""
         while True:
             if index not in self.bad:
                 try:
-                    return self.source[index]
+                    return read(index)
                 except InputError as error:
                     self._count(index, error)
             index = (index + 1) % len(self)
@@ -173,6 +236,11 @@ class SkipBad:
             ) from error
         if count <= self.NAMED:
             logging.getLogger(__name__).warning("skipped bad example %d: %s", count, error)
+
+    def summary(self) -> str:
+        """How many examples this process skipped; "" for none."""
+        count = len(self.bad)
+        return f"{count} of {len(self)} examples cannot be read: skipped" if count else ""
 
 
 def part(items: Sequence[Any], split: str) -> list[Any]:
@@ -195,6 +263,7 @@ class Shapes:
 
     SPLITS = {"train": (0, 2048), "val": (1, 256), "test": (2, 256)}  # seed, number of scenes
     classes = Classes(shapes.CLASSES, shapes.PALETTE, tuple(range(1, len(shapes.CLASSES))))
+    dtype = np.dtype(np.uint8)
 
     def __init__(self, split: str, channels: int = 3, instances: bool = False):
         if split not in self.SPLITS:
@@ -213,7 +282,7 @@ class Shapes:
             image, label = scene["image"], scene["label"]
             if self.channels == 1:
                 image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
-            self.kept[index] = {"image": image, "label": label, "name": f"{index:05d}"}
+            self.kept[index] = {"image": image, "label": label, "name": self.image_name(index)}
             if self.instances:
                 alone = [False] * len(scene["classes"])
                 self.kept[index]["instances"] = objects(
@@ -223,3 +292,6 @@ class Shapes:
 
     def size(self, index: int) -> tuple[int, int]:
         return self[index]["label"].shape
+
+    def image_name(self, index: int) -> str:
+        return f"{index:05d}"

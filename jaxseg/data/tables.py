@@ -32,9 +32,21 @@ class Table:
 
     @property
     def colours(self) -> dict[tuple[int, int, int], int]:
-        """The id of every colour, for masks that are drawn in colours."""
-        drawn = {colour: i for i, colour in enumerate(self.classes.palette)}
-        return {**dict.fromkeys(self.ignored_colours, IGNORE), **drawn}
+        """The id of every colour, for masks that are drawn in colours.
+
+        Raises InputError where two classes have one colour: a mask could not tell them apart.
+        """
+        names = self.classes.names
+        ids = dict.fromkeys(self.ignored_colours, IGNORE)
+        for i, colour in enumerate(self.classes.palette):
+            if colour in ids:
+                other = "ignored" if ids[colour] == IGNORE else names[ids[colour]]
+                raise InputError(
+                    f"the colour {colour} is {other} and {names[i]}: masks of colours need a "
+                    "colour of its own for each class"
+                )
+            ids[colour] = i
+        return ids
 
 
 def numbered(classes: Classes) -> Table:
@@ -140,4 +152,4 @@ def to_values(label: np.ndarray, table: Table) -> np.ndarray:
     result = values[label]
     if (result < 0).any():
         raise InputError(f"the label holds ids that are none of {len(table.classes)} classes")
-    return result.astype(np.uint8 if result.max(initial=0) < 256 else np.uint16)
+    return result.astype(np.uint8 if values.max() < 256 else np.uint16)

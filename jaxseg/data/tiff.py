@@ -39,6 +39,18 @@ def read_bands(path: Path) -> np.ndarray:
     return np.concatenate(pages, axis=2)
 
 
+def stored_type(path: Path) -> str:
+    """numpy's name for the values of the first page, such as "u1", from its header.
+
+    "" for those that are not read here. Raises what Pillow raises for a file that it cannot read.
+    """
+    with path.open("rb") as file:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(tags.next)
+        tags.load(file)
+    return TYPES.get((_first(tags, BITS), _first(tags, FORMAT)), "")
+
+
 def _page(data: bytes, order: str, tags: TiffImagePlugin.ImageFileDirectory_v2) -> np.ndarray:
     """[H,W,C] of one directory of the file."""
     bands, planes = tags.get(SAMPLES, 1), tags.get(PLANAR, 1) == 2

@@ -2,22 +2,23 @@
 
 An example has `image` [H,W,C], uint8 or float32 0..255, and `label` uint8 [H,W]; where objects are
 told apart also `instances`, a dict of `masks` uint8 [n,H,W], `classes` int32 [n] and `crowd` bool
-[n]. All stay aligned. The order, the same for every experiment, is in `augment`.
+[n]; where masks are soft also `alpha` float32 [H,W], 0..1. All stay aligned. The order, the
+same for every experiment, is in `augment`.
 """
 
 import importlib
+import inspect
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from jaxseg.data import pixels
 from jaxseg.data.colours import IGNORE
 from jaxseg.data.elastic import NODES, displacement
-from jaxseg.data.objects import copy_paste, present
+from jaxseg.data.objects import copy_paste, present, random_pixel
 from jaxseg.errors import InputError
 
 CROP_TRIES = 10  # for cat_max_ratio
@@ -36,20 +37,21 @@ def augment(
     rng: np.random.Generator,
     data: ConfigDict,
     another: Callable[[np.random.Generator], dict] | None = None,
+    classes: int = IGNORE,
 ) -> dict:
     """An example of size data.crop, as section `config.data` asks.
 
-    another: draws a second example, of which copy_paste takes objects.
+    another: draws a second example, of which copy_paste takes objects. classes: how many there are.
     """
     out = place(example, rng, data)
     if data.copy_paste and rng.random() < data.copy_paste:
         out = copy_paste(out, place(another(rng), rng, data), rng)
     if data.photometric:
-        out["image"] = photometric(out["image"], rng)
+        out["image"] = photometric(out["image"], rng, data.hue)
     if data.blur and rng.random() < data.blur:
         out["image"] = pixels.blur(out["image"])
     if data.transform:
-        return own_transform(out, data.transform)
+        return own_transform(out, data.transform, classes, rng)
     return {**out, "image": np.ascontiguousarray(out["image"])}
 
 
@@ -59,7 +61,10 @@ def place(example: dict, rng: np.random.Generator, data: ConfigDict) -> dict:
         example = quarter_turn(example, int(rng.integers(4)))
     label = example["label"]
     factor = fit(label.shape, data.resize) * draw_scale(rng, data.scale, data.scale_step)
-    window = draw_window(rng, label, factor, data.crop, data.cat_max_ratio)
+    target = None
+    if data.crop_on_objects and rng.random() < data.crop_on_objects:
+        target = random_pixel(example, rng)
+    window = draw_window(rng, label, factor, data.crop, data.cat_max_ratio, target)
     if data.rotate or data.elastic:
         angle = rng.uniform(-data.rotate, data.rotate)
         vectors = rng.normal(0, data.elastic, (2, NODES, NODES))
@@ -110,20 +115,26 @@ def draw_window(
     factor: float,
     crop: tuple[int, int],
     cat_max_ratio: float,
+    target: tuple[int, int] | None = None,
 ) -> Window:
     """A random window of label [H,W] that becomes `crop` when resized, whole where it is smaller.
 
     cat_max_ratio: another is drawn, up to ten times, while the crop holds fewer than two classes or
-    one of them has this share or more of what is not ignored.
+    one of them has this share or more of what is not ignored. target: a pixel that it contains.
     """
-    size, factors, room = [], [], []
-    for have, want in zip(label.shape, crop, strict=True):
+    size, factors, starts = [], [], []
+    for axis, (have, want) in enumerate(zip(label.shape, crop, strict=True)):
         size.append(min(want, max(1, round(have * factor))))
         factors.append(max(factor, size[-1] / have))  # whole images are fitted to whole pixels
-        room.append(math.floor(have - size[-1] / factors[-1] + 1e-6))
+        seen = size[-1] / factors[-1]  # pixels of the image
+        low, high = 0, math.floor(have - seen + 1e-6)
+        if target is not None:
+            low = min(high, max(0, math.ceil(target[axis] + 1 - seen)))
+            high = min(high, target[axis])
+        starts.append((low, high))
 
     def draw() -> Window:
-        start = tuple(int(rng.integers(n + 1)) for n in room)
+        start = tuple(int(rng.integers(low, high + 1)) for low, high in starts)
         return Window(start, tuple(factors), tuple(size))
 
     window = draw()
@@ -161,6 +172,8 @@ def pad(example: dict, crop: tuple[int, int], mean: tuple[float, ...]) -> dict:
     pads = [(0, crop[0] - height), (0, crop[1] - width)]
     label = np.pad(example["label"], pads, constant_values=IGNORE)
     out = {**example, "image": image, "label": label}
+    if "alpha" in example:
+        out["alpha"] = np.pad(example["alpha"], pads)
     if "instances" in example:
         masks = np.pad(example["instances"]["masks"], [(0, 0), *pads])
         out["instances"] = {**example["instances"], "masks": masks}
@@ -205,6 +218,8 @@ def deform(
     )
     out["image"][outside] = _fill(mean, out["image"].dtype)
     out["label"][outside] = IGNORE
+    if "alpha" in out:
+        out["alpha"][outside] = 0
     if "instances" in out:
         out["instances"]["masks"][:, outside] = 0
     return out
@@ -230,9 +245,10 @@ class Colour(NamedTuple):
     contrast_first: bool = True  # before saturation and hue, or after them
 
 
-def photometric(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def photometric(image: np.ndarray, rng: np.random.Generator, most: float = 18.0) -> np.ndarray:
     """SSD's distortion (Liu et al. 2016): brightness +-32, contrast and saturation 0.5 to 1.5, hue
-    +-18 degrees, each with probability 1/2; contrast comes before or after the colours.
+    +-`most` degrees, SSD's 18, each with probability 1/2; contrast comes before or after the
+    colours.
 
     (Where hue is kept in 8 bits, a unit is two degrees: toolboxes that turn it by 18 turn twice
     as far.)
@@ -242,7 +258,7 @@ def photometric(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         rng.uniform(-32, 32) if on[0] else 0.0,
         rng.uniform(0.5, 1.5) if on[1] else 1.0,
         rng.uniform(0.5, 1.5) if on[2] else 1.0,
-        rng.uniform(-18, 18) if on[3] else 0.0,
+        rng.uniform(-most, most) if on[3] else 0.0,
         bool(on[4]),
     )
     return distort(image, drawn)
@@ -262,22 +278,37 @@ def distort(image: np.ndarray, colour: Colour) -> np.ndarray:
     return image
 
 
-def own_transform(example: dict, name: str) -> dict:
+def own_transform(
+    example: dict, name: str, classes: int, rng: np.random.Generator | None = None
+) -> dict:
     """The example with what the user's function `name` makes of its image and label.
 
     name: "package.module:function", imported by its name and run: it is code, like a config file.
-    It is given copies, comes last, sees no objects, and must keep shapes and types. Raises
-    InputError where it does not.
+    It is called as f(image, label), with `rng` too where its third parameter is called so, is given
+    copies, comes last, sees no objects, and must keep shapes and types, and the label to ids below
+    `classes` or 255. Raises InputError where it does not, or raises anything.
     """
-    old = {key: example[key].copy() for key in ("image", "label")}
-    new = dict(zip(old, find_transform(name)(**old), strict=True))
-    for key in old:
-        if new[key].shape != example[key].shape or new[key].dtype != example[key].dtype:
+    function, old = find_transform(name), (example["image"], example["label"])
+    where = f"data.transform {name} on {example.get('name', 'an example')}"
+    try:
+        wants = list(inspect.signature(function).parameters)[2:3] == ["rng"]
+        new = function(*(part.copy() for part in old), *([rng] if wants else []))
+        image, label = (np.asarray(part) for part in new)
+    except Exception as error:  # whatever the function raises, or a result that is no pair
+        raise InputError(f"{where}: {type(error).__name__}: {error}") from error
+    for key, ours, theirs in zip(("image", "label"), old, (image, label), strict=True):
+        if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
             raise InputError(
-                f"data.transform {name} made {key} {new[key].dtype} {list(new[key].shape)} of "
-                f"{example[key].dtype} {list(example[key].shape)}: needs to keep shape and type"
+                f"{where} made {key} {theirs.dtype} {list(theirs.shape)} of "
+                f"{ours.dtype} {list(ours.shape)}: needs to keep shape and type"
             )
-    return {**example, **new}
+    strange = label[(label >= classes) & (label != IGNORE)]
+    if strange.size:
+        raise InputError(
+            f"{where} made a label with ids such as {strange[0]} ({strange.size} pixels): needs "
+            f"0..{classes - 1}, or {IGNORE} = ignore"
+        )
+    return {**example, "image": image, "label": label}
 
 
 def find_transform(name: str) -> Callable:
@@ -292,24 +323,11 @@ def find_transform(name: str) -> Callable:
         ) from error
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H,W,C] -> [*size,C], bilinear, antialiased where smaller."""
-    if image.shape[:2] == size:
-        return image
-    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    return np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR)).reshape(*size, -1)
-
-
-def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H,W] -> size, the nearest pixel's id."""
-    if label.shape == size:
-        return label
-    return np.asarray(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
-
-
 def _each(example: dict, image: Callable, ids: Callable) -> dict:
-    """`image` applied to the image, `ids` to the label and to the masks."""
+    """`image` applied to the image and to alpha, `ids` to the label and to the masks."""
     out = {**example, "image": image(example["image"]), "label": ids(example["label"])}
+    if "alpha" in example:
+        out["alpha"] = image(example["alpha"][..., None])[..., 0]
     if "instances" in example:
         masks = ids(example["instances"]["masks"])
         out["instances"] = {**example["instances"], "masks": masks}

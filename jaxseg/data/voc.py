@@ -15,6 +15,7 @@ from jaxseg.data.colours import IGNORE, Classes
 from jaxseg.data.files import (
     find_images,
     open_mask,
+    read_colours,
     read_label,
     read_packed,
     read_values,
@@ -93,8 +94,9 @@ def _voc_objects(path: Path) -> dict:
         numbers, classes = truth["Segmentation"][0, 0], truth["Categories"][0, 0].ravel().tolist()
         masks = [numbers == number for number in range(1, len(classes) + 1)]
         return objects(masks, classes, [False] * len(classes), numbers.shape)
-    numbers = read_values(path.parent.parent / "SegmentationObject" / path.name)
-    return numbered_objects(numbers, read_values(path), none=(0, IGNORE))
+    place = path.parent.parent / "SegmentationObject" / path.name
+    numbers = read_values(place)
+    return numbered_objects(numbers, read_values(path), none=(0, IGNORE), path=place)
 
 
 def pascal_context(root: Path, split: str, table: Table) -> Listing:
@@ -169,13 +171,12 @@ def _lines(path: Path) -> list[str]:
 def _cvat_label(path: Path, table: Table) -> np.ndarray:
     if open_mask(path).mode == "L":  # one channel: places in labelmap.txt
         return read_label(path, table.ids)
-    packed = {(r << 16) + (g << 8) + b: i for (r, g, b), i in table.colours.items()}
-    return translate(read_packed(path), packed, path, colours=True)
+    return read_colours(path, table.colours)
 
 
 def _cvat_objects(path: Path, root: Path, label: partial) -> dict:
     place = root / "SegmentationObject" / path.relative_to(root / "SegmentationClass")
-    return numbered_objects(read_packed(place), label(path))
+    return numbered_objects(read_packed(place), label(path), path=place)
 
 
 def cvat_table(root: Path) -> Table:

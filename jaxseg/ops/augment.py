@@ -40,12 +40,14 @@ def augment(
     flip: bool = True,
     flip_vertical: bool = False,
     photometric: bool = False,
+    hue: float = 18.0,
 ) -> dict[str, jax.Array]:
-    """A batch of whole images -> one of crops; its `size` is used up, its other keys stay.
+    """A batch of whole images -> one of crops; `size` and `position` are used up, other keys stay.
 
     image: [B,H,W,C] uint8 or float 0..255. label: int32 [B,H,W]. size: int32 [B,2], the part of
-    H, W that is the image. The options are those of `config.data`. Example i is drawn from rng and
-    i alone. Beyond the image, crops have the mean and label 255.
+    H, W that is the image. position: uint32 [B], of the examples in the stream. The options are
+    those of `config.data`. An example is drawn from rng and its position alone, whichever process
+    holds it. Beyond the image, crops have the mean and label 255.
     """
     drawn = partial(
         draw,
@@ -54,16 +56,17 @@ def augment(
         scale_step=scale_step,
         flips=(flip_vertical, flip),
         photometric=photometric,
+        hue=hue,
     )
 
-    def one(index: jax.Array, image: jax.Array, label: jax.Array, size: jax.Array) -> tuple:
-        numbers = drawn(jax.random.fold_in(rng, index), size)
+    def one(position: jax.Array, image: jax.Array, label: jax.Array, size: jax.Array) -> tuple:
+        numbers = drawn(jax.random.fold_in(rng, position), size)
         image, label = place(image, label, size, numbers, crop, mean)
         return distort(image, numbers) if photometric else image, label
 
-    rest = {key: value for key, value in batch.items() if key not in ("image", "label", "size")}
-    index = jnp.arange(batch["image"].shape[0])
-    image, label = jax.vmap(one)(index, batch["image"], batch["label"], batch["size"])
+    used = ("position", "image", "label", "size")
+    image, label = jax.vmap(one)(*(batch[key] for key in used))
+    rest = {key: value for key, value in batch.items() if key not in used}
     return {"image": image, "label": label, **rest}
 
 
@@ -76,6 +79,7 @@ def draw(
     scale_step: float,
     flips: tuple[bool, bool],
     photometric: bool,
+    hue: float = 18.0,
 ) -> Draw:
     """The numbers of one example of `size` (height, width)."""
     u = jax.random.uniform(key, (14,))
@@ -89,7 +93,7 @@ def draw(
     start = jnp.minimum(jnp.floor(u[1:3] * (room + 1)), room).astype(jnp.int32)
     flip = (u[3:5] < 0.5) & jnp.array(flips)
     on = (u[5:10] < 0.5) & photometric
-    low, high = jnp.array([-32, 0.5, 0.5, -18]), jnp.array([32, 1.5, 1.5, 18])
+    low, high = jnp.array([-32, 0.5, 0.5, -hue]), jnp.array([32, 1.5, 1.5, hue])
     neutral = jnp.array([0.0, 1.0, 1.0, 0.0])
     colours = jnp.where(on[:4], low + u[10:] * (high - low), neutral)
     return Draw(factor, start, flip, *colours, on[4])
