@@ -11,6 +11,7 @@ adds: --config.init.workdir=runs/deeplabv1.
 
 from typing import Literal
 
+from jaxseg import recipes
 from jaxseg.config import default
 
 # Table 2 and the authors' code.
@@ -26,10 +27,13 @@ def get_config(
     dataset: str = "voc2012",
     backbone: str = "vgg16",
     variant: Literal["largefov", "7x7", "4x4", "msc"] = "largefov",
+    recipe: Literal["paper"] = "paper",
     output_stride: int = 8,
+    stem: str = "",
     num_classes: int = 0,
 ):
-    """num_classes=0: as many as the data set has."""
+    """stem: of a ResNet. num_classes=0: as many as the data set has."""
+    recipes.resnet_only(backbone, stem)
     config = default()
     config.data.dataset = dataset
     config.data.mean = (122.675, 116.669, 104.008)  # of the Caffe weights, which take no std
@@ -41,6 +45,8 @@ def get_config(
     config.model.backbone = {"name": backbone, "output_stride": output_stride}
     if backbone.startswith("vgg"):
         config.model.backbone.pool = 3  # the authors' code
+    if stem:
+        config.model.backbone.stem = stem
 
     config.optim.lr = 1e-3  # section 5
     config.optim.drops = (2_000, 4_000)  # section 5: a tenth every 2,000 steps

@@ -8,6 +8,7 @@ VOC 2012 val without the CRF: mIoU 76.35 (Table 4, ResNet-101 from COCO's weight
 
 from typing import Literal
 
+from jaxseg import recipes
 from jaxseg.config import default
 
 RATES = {"aspp_s": (2, 4, 8, 12), "aspp_l": (6, 12, 18, 24)}  # section 4.1.2
@@ -17,11 +18,13 @@ def get_config(
     dataset: str = "voc2012",
     backbone: str = "resnet101",
     variant: Literal["aspp_s", "aspp_l"] = "aspp_l",
+    recipe: Literal["paper"] = "paper",
     output_stride: int = 8,
-    stem: str = "7x7",
+    stem: str = "",
     num_classes: int = 0,
 ):
-    """stem: of a ResNet. num_classes=0: as many as the data set has."""
+    """stem="": 7x7, of a ResNet. num_classes=0: as many as the data set has."""
+    recipes.resnet_only(backbone, stem)
     config = default()
     config.data.dataset = dataset
     config.data.mean = (122.675, 116.669, 104.008)  # of the Caffe weights, which take no std
@@ -31,7 +34,7 @@ def get_config(
     config.model.num_classes = num_classes
     config.model.rates = RATES[variant]
     config.model.backbone = {"name": backbone, "output_stride": output_stride}
-    vgg(config) if backbone.startswith("vgg") else resnet(config, stem)
+    vgg(config) if backbone.startswith("vgg") else resnet(config, stem or "7x7")
 
     config.optim.power = 0.9  # section 4.1.1
     config.optim.momentum = 0.9  # section 4.1

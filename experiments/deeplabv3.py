@@ -16,13 +16,17 @@ from jaxseg.config import default
 def get_config(
     dataset: str = "voc2012",
     backbone: str = "resnet101",
-    variant: Literal["aspp", "cascade"] = "aspp",
+    variant: Literal["", "aspp", "cascade"] = "",
     recipe: Literal["paper", "torchvision", "smp", "mmseg"] = "paper",
     output_stride: int = 0,
     stem: str = "",
     num_classes: int = 0,
 ):
-    """output_stride=0, stem="": the recipe's. num_classes=0: as many as the data set has."""
+    """variant="" (aspp): of recipe=paper. output_stride=0, stem="": the recipe's. num_classes=0: as
+    many as the data set has."""
+    recipes.resnet_only(backbone, stem)
+    if recipe != "paper":
+        recipes.refuse(f"recipe={recipe}", variant=variant)
     config = default()
     config.data.dataset = dataset
     config.model.name = "deeplabv3"
@@ -45,6 +49,8 @@ def paper(config, name, stem):
         # Table 4 for the cascade, Table 5 for ASPP.
         grid = (1, 2, 1) if config.model.cascade else (1, 2, 4)
         backbone |= {"stem": stem or "7x7", "strides": "tensorflow", "multi_grid": grid}
+    if name.startswith("mobilenet"):
+        backbone["contract"] = True  # the authors' code
     return backbone
 
 
@@ -77,7 +83,10 @@ def torchvision(config, name, stem):
 def smp(config, name, stem):
     """segmentation_models.pytorch 0.6; the training is the paper's."""
     training(config)
+    config.data.crop = (512, 512)  # smp takes multiples of the stride
+    config.model.update(rates=(12, 24, 36), scale_rates=False, fit_corners=False)
     config.model.update(dropout=0.5, head=256)
+    config.eval.output_stride = 0
     backbone = {"name": name, "output_stride": 8}
     if name.startswith("resnet"):
         backbone["stem"] = stem or "7x7"
@@ -90,7 +99,7 @@ def mmseg(config, name, stem):
     """configs/deeplabv3/deeplabv3_r50-d8_4xb2-40k_cityscapes-512x1024.py."""
     recipes.mmseg(config)
     config.model.update(align_corners=False, features=512, project_kernel=3, aux=256)
-    backbone = {"name": name, "output_stride": 8}
-    if name.startswith("resnet"):
-        backbone |= {"stem": stem or "v1c", "contract": True}
-    return backbone
+    config.model.channel_dropout = True
+    if recipes.narrow(name):
+        config.model.update(features=128, aux=64)
+    return recipes.mmseg_backbone(name, stem)

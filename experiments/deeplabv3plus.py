@@ -1,5 +1,6 @@
 """DeepLab v3+ (arXiv:1802.02611): the decoder on DeepLab v3, with Xception, an atrous ResNet or
-MobileNetV2; and as segmentation_models.pytorch and MMSegmentation build it.
+MobileNetV2; as segmentation_models.pytorch and MMSegmentation build it; and, with recipe=timm, on
+ImageNet backbones of timm.
 
 python -m jaxseg.main --config experiments/deeplabv3plus.py:dataset=voc2012 --workdir runs/v3plus
 
@@ -17,19 +18,22 @@ from jaxseg.config import default
 def get_config(
     dataset: str = "voc2012",
     backbone: str = "resnet50",
-    recipe: Literal["paper", "smp", "mmseg"] = "paper",
+    variant: str = "",
+    recipe: Literal["paper", "smp", "mmseg", "timm"] = "paper",
     output_stride: int = 0,
     stem: str = "",
     num_classes: int = 0,
 ):
-    """output_stride=0, stem="": the recipe's. num_classes=0: as many as the data set has."""
+    """output_stride=0, stem="": the recipe's. num_classes=0: as many as the data set has. It has no
+    variant."""
+    recipes.refuse("deeplabv3plus.py", variant=variant)
+    recipes.resnet_only(backbone, stem)
     config = default()
     config.data.dataset = dataset
     config.model.name = "deeplabv3plus"
     config.model.num_classes = num_classes
-    config.model.backbone = {"paper": paper, "smp": smp, "mmseg": mmseg}[recipe](
-        config, backbone, stem
-    )
+    fill = {"paper": paper, "smp": smp, "mmseg": mmseg, "timm": timm}[recipe]
+    config.model.backbone = fill(config, backbone, stem)
     if output_stride:
         config.model.backbone.output_stride = output_stride
     return config
@@ -50,8 +54,26 @@ def paper(config, name, stem):
     config.optim.weight_decay = 4e-5  # the authors' code
     if name.startswith("xception"):
         config.model.separable = True  # section 4.3
+    if name.startswith("mobilenet"):
+        backbone["contract"] = True  # the authors' code
     if name == "mobilenetv2":
         config.model.update(rates=(), decoder=())  # the authors' model zoo
+    return backbone
+
+
+def timm(config, name, stem):
+    """The paper's heads on a backbone as timm 1.0 has trained it: its strides, norms and input."""
+    training(config)
+    backbone = {"name": name, "output_stride": 16}
+    if name.startswith("resnet"):
+        backbone |= {"stem": stem or "7x7", "contract": True}
+    if name.startswith("xception"):
+        config.data.mean = config.data.std = (127.5, 127.5, 127.5)
+        config.model.separable = True
+    if name.startswith("mobilenet"):
+        backbone["norm"] = {"epsilon": 1e-5}
+    if name == "mobilenetv2":
+        config.model.update(rates=(), decoder=())
     return backbone
 
 
@@ -69,7 +91,9 @@ def training(config):
 def smp(config, name, stem):
     """segmentation_models.pytorch 0.6; the training is the paper's."""
     training(config)
-    config.model.update(rates=(12, 24, 36), dropout=0.5, separable=True, inner_norm=False)
+    config.data.crop = (512, 512)  # smp takes multiples of the stride
+    config.model.update(rates=(12, 24, 36), scale_rates=False, fit_corners=False)
+    config.model.update(dropout=0.5, separable=True, inner_norm=False)
     config.model.update(after_aspp=256, decoder=(256,))
     backbone = {"name": name, "output_stride": 16}
     if name.startswith("resnet"):
@@ -83,8 +107,7 @@ def mmseg(config, name, stem):
     """configs/deeplabv3plus/deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024.py."""
     recipes.mmseg(config)
     config.model.update(align_corners=False, features=512, project_kernel=3, aux=256)
-    config.model.update(separable=True, decoder=(512, 512))
-    backbone = {"name": name, "output_stride": 8}
-    if name.startswith("resnet"):
-        backbone |= {"stem": stem or "v1c", "contract": True}
-    return backbone
+    config.model.update(separable=True, decoder=(512, 512), channel_dropout=True)
+    if recipes.narrow(name):
+        config.model.update(features=128, decoder=(128, 128), low_level=12, aux=64)
+    return recipes.mmseg_backbone(name, stem)

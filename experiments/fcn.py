@@ -29,26 +29,30 @@ VARIANTS = {
 def get_config(
     dataset: str = "",
     backbone: str = "",
-    variant: Literal["32s", "16s", "8s", "8s_at_once"] = "8s",
+    variant: Literal["", "32s", "16s", "8s", "8s_at_once"] = "",
     recipe: Literal["paper", "torchvision", "mmseg"] = "paper",
-    upsampling: Literal["fixed", "learned", "all"] = "fixed",
+    upsampling: Literal["", "fixed", "learned", "all"] = "",
     output_stride: int = 0,
     stem: str = "",
     num_classes: int = 0,
 ):
-    """variant, upsampling: of recipe=paper. dataset="": voc2012, or mmseg's cityscapes.
-    backbone="": vgg16, or the libraries' resnet50. output_stride=0, stem="": the recipe's.
-    num_classes=0: as many as the data set has."""
+    """variant="" (8s), upsampling="" (fixed): of recipe=paper. dataset="": voc2012, or mmseg's
+    cityscapes. backbone="": vgg16, or the libraries' resnet50. output_stride=0 (of the libraries),
+    stem="": the recipe's. num_classes=0: as many as the data set has."""
     config = default()
     config.data.dataset = dataset or ("cityscapes" if recipe == "mmseg" else "voc2012")
     config.model.name = "fcn" if recipe == "paper" else "fcn_resnet"
     config.model.num_classes = num_classes
+    backbone = backbone or ("vgg16" if recipe == "paper" else "resnet50")
+    recipes.resnet_only(backbone, stem)
     if recipe == "paper":
-        config.model.upsampling = upsampling
-        config.model.backbone = paper(config, backbone or "vgg16", variant)
+        recipes.refuse("recipe=paper", output_stride=output_stride)
+        config.model.upsampling = upsampling or "fixed"
+        config.model.backbone = paper(config, backbone, variant or "8s")
     else:
+        recipes.refuse(f"recipe={recipe}", variant=variant, upsampling=upsampling)
         fill = {"torchvision": torchvision, "mmseg": mmseg}[recipe]
-        config.model.backbone = fill(config, backbone or "resnet50")
+        config.model.backbone = fill(config, backbone)
     if stem:
         config.model.backbone.stem = stem
     if output_stride:
@@ -81,15 +85,14 @@ def paper(config, name, variant):
 def torchvision(config, name):
     """torchvision.models.segmentation.fcn_resnet50 and fcn_resnet101."""
     recipes.torchvision(config)
-    return {"name": name, "output_stride": 8, **resnet(name, contract=True)}
+    contract = {"contract": True} if name.startswith("resnet") else {}
+    return {"name": name, "output_stride": 8, **contract}
 
 
 def mmseg(config, name):
     """configs/fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py."""
     recipes.mmseg(config)
     config.model.update(features=512, convs=2, concat_input=True, channel_dropout=True)
-    return {"name": name, "output_stride": 8, **resnet(name, stem="v1c", contract=True)}
-
-
-def resnet(name, **fields):
-    return fields if name.startswith("resnet") else {}
+    if recipes.narrow(name):
+        config.model.update(features=128, aux=64)
+    return recipes.mmseg_backbone(name, "")

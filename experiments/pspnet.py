@@ -16,13 +16,16 @@ from jaxseg.config import default
 def get_config(
     dataset: str = "",
     backbone: str = "resnet50",
+    variant: str = "",
     recipe: Literal["paper", "mmseg", "smp"] = "paper",
     output_stride: int = 0,
     stem: str = "",
     num_classes: int = 0,
 ):
     """dataset="": ade20k, or mmseg's cityscapes. output_stride=0, stem="": the recipe's.
-    num_classes=0: as many as the data set has."""
+    num_classes=0: as many as the data set has. It has no variant."""
+    recipes.refuse("pspnet.py", variant=variant)
+    recipes.resnet_only(backbone, stem)
     config = default()
     config.data.dataset = dataset or ("cityscapes" if recipe == "mmseg" else "ade20k")
     config.model.name = "pspnet"
@@ -67,17 +70,17 @@ def mmseg(config, name, stem):
     """configs/pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py, number by number."""
     recipes.mmseg(config)
     config.model.update(align_corners=False, channel_dropout=True)
-    backbone = {"name": name, "output_stride": 8}
-    if name.startswith("resnet"):
-        backbone |= {"stem": stem or "v1c", "contract": True}
-    return backbone
+    if recipes.narrow(name):
+        config.model.update(pooled=128, features=128, aux=64)
+    return recipes.mmseg_backbone(name, stem)
 
 
 def smp(config, name, stem):
     """segmentation_models.pytorch 0.6, whose PSPNet pools c3; the training is the paper's."""
     training(config)
     config.model.update(source="c3", kernel=1, classifier_kernel=3, norm_single=False)
-    config.model.update(aux=0, dropout=0.2, channel_dropout=True)
+    config.model.update(aux=0, dropout=0.2, channel_dropout=True, fit_corners=False)
+    config.data.crop = (480, 480)  # smp takes multiples of the stride
     backbone = {"name": name, "output_stride": 32}
     if name.startswith("resnet"):
         backbone["stem"] = stem or "7x7"

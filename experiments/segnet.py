@@ -16,12 +16,17 @@ from jaxseg.config import default
 
 def get_config(
     dataset: str = "camvid",
+    backbone: str = "",
     variant: Literal["segnet", "basic"] = "segnet",
+    recipe: Literal["paper"] = "paper",
     balance: bool = True,
+    output_stride: int = 0,
+    stem: str = "",
     num_classes: int = 0,
 ):
     """balance: weigh CamVid's classes by median frequency. num_classes=0: as many as the data set
-    has."""
+    has. Its encoder is its own: it has no backbone, output_stride and stem."""
+    recipes.refuse("segnet.py", backbone=backbone, output_stride=output_stride, stem=stem)
     config = default()
     config.data.dataset = dataset
     config.data.crop = (360, 480)  # section 4: CamVid's whole images
@@ -40,7 +45,7 @@ def get_config(
 
 
 def segnet(config):
-    """The authors' code for CamVid's 367 images, from ImageNet's VGG-16."""
+    """The authors' code for CamVid's 367 images, from ImageNet's VGG-16 (init.backbone)."""
     config.optim.lr = 1e-3  # section 4.1
     config.train.batch = 4
     config.train.steps = 40_000

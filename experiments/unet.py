@@ -10,6 +10,11 @@ Same padding and batch norm, at half the resolution inside. Measured: see the RE
     python -m jaxseg.main --config experiments/unet.py:dataset=camvid,variant=same --workdir DIR
     python -m jaxseg.main --config experiments/unet.py:dataset=FOLDER,variant=same --workdir DIR
 
+variant=matting learns soft masks, SPLIT/alphas/*.png of a FOLDER with two classes; predict
+--save_alpha writes them. Not run on a published data set.
+
+    python -m jaxseg.main --config experiments/unet.py:dataset=FOLDER,variant=matting --workdir DIR
+
 recipe=smp is segmentation_models.pytorch's network on a backbone, recipe=mmseg MMSegmentation's
 UNet-S5-D16, Cityscapes val, 160,000 steps: mIoU 69.10 (its own figure). Not run.
 """
@@ -22,16 +27,19 @@ from jaxseg.config import default
 
 def get_config(
     dataset: str = "",
-    variant: Literal["original", "same"] = "original",
+    variant: Literal["", "original", "same", "matting"] = "",
     recipe: Literal["paper", "smp", "mmseg"] = "paper",
-    backbone: str = "resnet50",
-    width: int = 0,
+    backbone: str = "",
+    output_stride: int = 0,
+    stem: str = "",
     num_classes: int = 0,
+    width: int = 0,
     in_channels: int = 0,
 ):
-    """dataset="": the recipe's. variant: of recipe=paper; backbone: of smp. width: channels of the
-    first level, doubled after each pooling; 0 = the variant's own. num_classes=0: as many as the
-    data set has. in_channels=0: 1 on ISBI, else 3."""
+    """dataset="": the recipe's. variant="" (original): of recipe=paper. backbone="" (resnet50),
+    output_stride, stem: of recipe=smp. width: channels of the first level, doubled after each
+    pooling; 0 = the variant's own. num_classes=0: as many as the data set has. in_channels=0: 1 on
+    ISBI, else 3."""
     dataset = dataset or {"paper": "isbi2012", "smp": "voc2012", "mmseg": "cityscapes"}[recipe]
     config = default()
     config.data.dataset = dataset
@@ -41,12 +49,15 @@ def get_config(
         config.data.std = (64.0,) * config.data.channels
     config.model.name = "unet"
     config.model.num_classes = num_classes
+    if recipe != "paper":
+        recipes.refuse(f"recipe={recipe}", variant=variant)
     if recipe == "smp":
-        smp(config, backbone)
-    elif recipe == "mmseg":
-        mmseg(config)
+        smp(config, backbone or "resnet50", output_stride, stem)
     else:
-        original(config) if variant == "original" else same(config)
+        of_smp = {"backbone": backbone, "output_stride": output_stride, "stem": stem}
+        recipes.refuse(f"recipe={recipe}", **of_smp)
+        variants = {"": original, "original": original, "same": same, "matting": matting}
+        mmseg(config) if recipe == "mmseg" else variants[variant](config)
     if width:
         config.model.widths = tuple(width * 2**level for level in range(5))
     return config
@@ -93,8 +104,10 @@ def same(config):
     config.train.checkpoint_every = 500
     if config.data.dataset == "camvid":
         config.data.crop = (256, 320)
-        config.train.steps = 1_400
-        config.train.eval_every = 700
+        config.train.steps = 1_350
+        config.train.eval_every = 675
+        config.eval.scales = (1.0, 1.25)  # the thin classes gain
+        config.eval.flip = True
         # The roots: the full weights cost the frequent classes more than they bring the rare ones.
         weights = tuple(round(w**0.5, 3) for w in recipes.CAMVID_MEDIAN_FREQUENCY)
         config.loss.pixel = {"class_weights": weights}
@@ -103,13 +116,28 @@ def same(config):
         config.train.steps = 600
 
 
-def smp(config, backbone):
+def matting(config):
+    """Portraits and their like: variant=same at full resolution, where hair is."""
+    same(config)
+    config.model.num_classes = 2  # background, foreground
+    config.model.patch = 1
+    config.data.scale = (0.75, 1.5)
+    config.data.rotate = 10.0  # degrees
+    config.data.photometric = True
+
+
+def smp(config, backbone, output_stride, stem):
     """segmentation_models.pytorch 0.6; the training is that of variant=same."""
     same(config)
     config.model.patch = 1
     config.model.widths = (16, 32, 64, 128, 256)
     config.model.update(up="nearest", classifier_kernel=3, dropout=0.0)
+    recipes.resnet_only(backbone, stem)
     config.model.backbone = {"name": backbone}
+    if stem:
+        config.model.backbone.stem = stem
+    if output_stride:
+        config.model.backbone.output_stride = output_stride
     if backbone == "mobilenetv2":
         config.model.backbone.last = 1280
 
@@ -118,5 +146,6 @@ def mmseg(config):
     """configs/unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024.py."""
     recipes.mmseg(config, steps=160_000)
     config.train.batch = 16  # 4 devices of 4
-    config.model.update(padding="same", up="bilinear", head=64, aux=64, dropout=0.0)
+    config.model.update(padding="same", up="bilinear", head=64, aux=64)
+    config.model.update(dropout=0.0, head_dropout=0.1)
     config.model.norm = {"kind": "batch"}

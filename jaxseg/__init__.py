@@ -5,6 +5,7 @@ h w a feature map's, C channels, K classes, N instances. Arrays are NHWC. Labels
 0..K-1, and 255 means ignore. Boxes are (y0, x0, y1, x1) in pixels, half-open.
 """
 
+import importlib
 from typing import Any
 
 __version__ = "0.1.0"
@@ -15,3 +16,10 @@ def load(workdir: Any) -> Any:
     from jaxseg.predict import load as load_predictor  # brings jax; importing jaxseg stays light
 
     return load_predictor(workdir)
+
+
+def __getattr__(name: str) -> Any:
+    """`jaxseg.hub`, imported when it is first asked for: it brings jax."""
+    if name == "hub":
+        return importlib.import_module("jaxseg.hub")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -32,6 +32,7 @@ KINDS = {
 }
 # What only the host does to training images.
 HOST_ONLY = "cat_max_ratio rotate elastic quarter_turns copy_paste blur border_weight".split()
+HOST_ONLY += ["crop_on_objects"]
 EVAL_CHOICES = {
     "mode": ("whole", "slide"),
     "blend": ("uniform", "gaussian"),
@@ -52,8 +53,9 @@ def default() -> ConfigDict:
     data.mean = (123.675, 116.28, 103.53)  # per channel, 0..255; ImageNet's
     data.std = (58.395, 57.12, 57.375)  # per channel, 0..255; ImageNet's
     data.crop = (512, 512)  # height, width of a training example, pixels
-    data.resize = (0, 0)  # long, short side that an image may grow or shrink to; (0, 0) = its own
-    data.scale = (1.0, 1.0)  # range of the random resize factor in training, after data.resize
+    data.resize = (0, 0)  # long, short side to fit training images into; (0, 0) = their own
+    data.scale = (1.0, 1.0)  # range of the random resize factor in training, after data.resize:
+    # this is multi-scale training; evaluation sees images at their own size, or at eval.scales
     data.scale_step = 0.0  # only factors low, low + step, ... of that range; 0 = any
     data.cat_max_ratio = 1.0  # draw a crop anew (10 times) where a class has this share; 1 = off
     data.rotate = 0.0  # turn by up to this angle either way, degrees; 0 = off
@@ -62,7 +64,9 @@ def default() -> ConfigDict:
     data.flip = True  # mirror left-right, probability 0.5
     data.flip_vertical = False  # mirror top-bottom, probability 0.5
     data.copy_paste = 0.0  # probability of objects from another image; needs object masks
+    data.crop_on_objects = 0.0  # probability that a crop is drawn around a random object
     data.photometric = False  # brightness, contrast, saturation and hue jitter
+    data.hue = 18.0  # largest turn of the hue in it, degrees
     data.blur = 0.0  # probability of a Gaussian blur, 5x5 pixels
     data.border_weight = 0.0  # U-Net's w0: how much pixels between two cells count more; 0 = off
     data.border_sigma = 5.0  # its sigma, pixels
@@ -116,8 +120,8 @@ def default() -> ConfigDict:
     evaluation.flip = False  # also the mirror image of each
     evaluation.average = "probabilities"  # or "logits": what windows, scales and flips average
     evaluation.output_stride = 0  # of the backbone; 0 = as in training
-    evaluation.crf = ""  # a set of parameters in jaxseg/ops/crf.py; "" = no CRF
-    evaluation.boundary = False  # boundary scores in training too; the verb eval always has them
+    evaluation.crf = ""  # a set of parameters in jaxseg/ops/crf.py, or FILE.json; "" = no CRF
+    evaluation.boundary = False  # boundary scores in training; `eval` has them unless told false
     evaluation.pictures = 8  # validation images drawn after each evaluation, and worst ones shown
 
     config.mesh = mesh = ConfigDict()
@@ -182,7 +186,7 @@ def _arguments(path: Path, text: str, parameters: dict[str, inspect.Parameter]) 
         annotation = parameters[key].annotation
         choices = get_args(annotation) if get_origin(annotation) is Literal else (values[key],)
         if values[key] not in choices:
-            raise unknown(f"{key} of {path}", value, map(str, choices))
+            raise unknown(f"{key} of {path}", value, filter(None, map(str, choices)))
     return values
 
 
@@ -369,12 +373,13 @@ def check_augmentation(data: ConfigDict, need: Callable[[bool, str, str], None])
         "data.resize",
         "needs two positive integers (long, short side), such as (2048, 512), or (0, 0)",
     )
-    for key in ("scale_step", "rotate", "elastic", "border_weight"):
+    for key in ("scale_step", "rotate", "elastic", "border_weight", "hue"):
         need(data[key] >= 0, f"data.{key}", "needs 0 (off) or more")
     need(data.border_sigma > 0, "data.border_sigma", "needs a positive number")
     need(data.rotate <= 180, "data.rotate", "needs at most 180 degrees")
+    need(data.hue <= 180, "data.hue", "needs at most 180 degrees")
     need(0 < data.cat_max_ratio <= 1, "data.cat_max_ratio", "needs 0 < share <= 1 (off)")
-    for key in ("copy_paste", "blur"):
+    for key in ("copy_paste", "crop_on_objects", "blur"):
         need(0 <= data[key] <= 1, f"data.{key}", "needs a probability, 0..1")
     named = re.fullmatch(r"([\w.]+:\w+)?", data.transform)
     need(bool(named), "data.transform", 'needs "package.module:function", or "" for none')

@@ -1,5 +1,8 @@
 """The verb `convert`: weights that another library trained, as a run that predict and eval take."""
 
+import hashlib
+import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +27,7 @@ SOURCES: dict[str, ModuleType] = {
     "mmseg": mmseg,
     "timm": timm,
 }
+ORIGIN = "origin.json"  # in the workdir: source, arch and digest of the file
 
 
 def convert(
@@ -49,15 +53,17 @@ def convert(
     target, init, _ = build(config, mesh)
     shapes = flat({"params": target.params, "batch_stats": target.batch_stats})
     arrays, report = fit(state, table.rules(arch), {k: v.shape for k, v in shapes.items()})
-    fresh = [name for name in report.missing if is_classifier(name) or not table.CLASSIFIER]
+    fresh = [name for name in report.missing if may_be_new(name, table, bool(num_classes))]
     say(f"{source} {arch}: {report.text()}")
-    accept(report, fresh, bool(num_classes) or not table.CLASSIFIER, source, arch, path)
+    accept(report, fresh, table.IGNORED, f"{source} {arch}", path)
     if fresh:
         say(f"re-initialised, to be trained: {', '.join(fresh)}")
 
     new = init()
     new = new.holding(filled({"params": new.params, "batch_stats": new.batch_stats}, arrays))
     prepare(config, workdir, classes(config))
+    origin = {"source": source, "arch": arch, "sha256": digest(path)}
+    (workdir / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
     with checkpoint.manager(workdir, keep=1) as manager:
         checkpoint.save(manager, 0, new)
     say(f"{workdir}: {config.model.name}, {config.model.num_classes} classes; predict uses it")
@@ -97,16 +103,32 @@ def classes(config: ConfigDict) -> Classes:
     return Classes(tuple(f"class_{i}" for i in range(count)), voc_palette(count))
 
 
-def is_classifier(name: str) -> bool:
-    return name.split("/")[-2] in ("classifier", "aux_classifier")
+def may_be_new(name: str, table: ModuleType, another_count: bool) -> bool:
+    """Whether one of our arrays may be missing: the classifiers', where another class count is
+    asked for; all of the head, where the source's networks have none."""
+    if not table.CLASSIFIER:
+        return name.split("/")[1] != "backbone"
+    return another_count and name.split("/")[-2] in ("classifier", "aux_classifier")
 
 
-def accept(report: Report, fresh: list[str], may: bool, source: str, arch: str, path: Path) -> None:
-    """Raises InputError where arrays are missing, or do not fit, that may not be new."""
-    missing = [name for name in report.missing if name not in fresh or not may]
-    if not missing:
+def accept(report: Report, fresh: list[str], ignored: str, network: str, path: Path) -> None:
+    """Raises InputError where arrays are missing that may not be new, or have no place.
+
+    An array without a place is a sign of a larger network, whose others would all fit. ignored: a
+    regex of names that need none.
+    """
+    missing = [name for name in report.missing if name not in fresh]
+    extra = [name for name in report.unused if not re.fullmatch(ignored, name)]
+    if not missing and not extra:
         return
     raise InputError(
-        f"{path} is not a {source} {arch}: {len(missing)} of its arrays are missing or of another "
-        f"shape.\n{report.text()}\nCheck --arch; --num_classes N makes a new classifier."
+        f"{path} is not a {network}: {len(missing)} arrays are missing or of another shape, and "
+        f"{len(extra)} of the file have no place in it.\n{report.text()}\n"
+        "Check --arch; --num_classes N makes a new classifier."
     )
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

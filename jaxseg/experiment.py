@@ -15,13 +15,25 @@ def resolve(argument: str, overrides: list[tuple[str, str]]) -> ConfigDict:
     config = configs.load(argument)
     # First of all the names: what they name has the keys and the defaults of the rest.
     named = [pair for pair in overrides if pair[0] in ("model.name", "model.backbone.name")]
+    if "backbone" not in config.model and "model.backbone.name" in dict(named):
+        config.model.backbone = {"name": ""}
     configs.override(config, named)
     models.complete(config)
     configs.override(config, overrides)
+    without_aux(config)
     configs.check(config)
     if not config.model.num_classes:
         config.model.num_classes = len(catalog.classes(config.data.dataset, config.data.root))
     return config
+
+
+def without_aux(config: ConfigDict) -> None:
+    """Drops, in place, the learning rates of an auxiliary head that is switched off."""
+    if "aux" in config.model and not config.model.aux:
+        rules = config.optim.multipliers
+        config.optim.multipliers = tuple(
+            rule for rule in rules if not str(rule).startswith("('^aux/'")
+        )
 
 
 def shipped(argument: str) -> str:

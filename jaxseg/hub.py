@@ -6,11 +6,12 @@ predictor = jaxseg.hub.load("torchvision/deeplabv3_resnet101", checkpoint="weigh
 result = predictor(image)                                          # uint8 [H,W,3]
 """
 
+import json
 from pathlib import Path
 
 from jaxseg import checkpoint as checkpoints
-from jaxseg.convert import SOURCES, convert
-from jaxseg.errors import unknown
+from jaxseg.convert import ORIGIN, SOURCES, convert, digest
+from jaxseg.errors import InputError, unknown
 from jaxseg.predict import Predictor
 
 
@@ -29,14 +30,35 @@ def help(name: str) -> str:
 def load(name: str, checkpoint: str | Path, workdir: str | Path = "") -> Predictor:
     """The network `name` with the weights in the file `checkpoint`, as a function of an image.
 
-    workdir: where the converted run stays; "" = beside the file. It is converted once. Raises
-    InputError for an unknown name, and for a file that is not of this network.
+    workdir: where the converted run stays; "" = beside the file. It is converted once; afterwards
+    the file may be gone. Raises InputError for an unknown name, for a file that is not of this
+    network, and for a workdir with the run of another network or file.
     """
     source, arch = _find(name)
-    place = Path(workdir or f"{checkpoint}.jaxseg")
-    if not checkpoints.exists(place):
-        convert(source, arch, Path(checkpoint), place)
+    file = Path(checkpoint)
+    place = Path(workdir or f"{file}.jaxseg")
+    if checkpoints.exists(place):
+        _check_origin(place, source, arch, file)
+    else:
+        convert(source, arch, file, place)
     return Predictor(place)
+
+
+def _check_origin(place: Path, source: str, arch: str, file: Path) -> None:
+    """Raises InputError unless the run in `place` is this network with the weights of this file."""
+    record = place / ORIGIN
+    have = json.loads(record.read_text()) if record.is_file() else {}
+    want = {"source": source, "arch": arch}
+    if file.is_file():
+        want["sha256"] = digest(file)
+    if any(key not in have or have[key] != value for key, value in want.items()):
+        there = f"{have['source']}/{have['arch']} of another file" if have else "another run"
+        if have and (have["source"], have["arch"]) != (source, arch):
+            there = f"{have['source']}/{have['arch']}"
+        raise InputError(
+            f"{place} holds {there}, asked for {source}/{arch} of {file}: give another workdir, or "
+            "remove that folder"
+        )
 
 
 def _find(name: str) -> tuple[str, str]:

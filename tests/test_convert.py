@@ -1,21 +1,21 @@
-"""The verb `convert`, the hub, and a backbone to start from: what fits, and what is refused."""
+"""The verb `convert` and the hub: what fits, and what is refused."""
 
 import json
-from functools import partial
+import subprocess
+import sys
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_parity import STORED, full_size, parity
+from PIL import Image
+from test_parity import STORED, full_size, live, parity
 
-from jaxseg import backbones, hub
-from jaxseg.convert import convert
+from jaxseg import hub, models, sharding
+from jaxseg.convert import SOURCES, convert, network
 from jaxseg.errors import InputError
 from jaxseg.main import run
 from jaxseg.predict import Predictor
-from jaxseg.pretrained import load_backbone
+from jaxseg.train import build
 
 ARCH = "Unet/resnet18"
 
@@ -109,24 +109,123 @@ def test_the_hub_knows_its_names_and_converts_once(checkpoint, tmp_path):
         hub.help("torchvision/deeplabv3_resnet11")
 
 
-def variables_of(name, **fields):
-    """Zeros for a network whose backbone is `name`."""
-    net = backbones.find(name)(**fields)
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    tree = jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
-    tree = {k: {"backbone": v, "classifier": {"kernel": v}} for k, v in tree.items()}
-    return jax.tree.map(lambda x: jnp.zeros(x.shape), tree)
+def saved(path, state):
+    np.savez(path, **state)
+    return path
 
 
-def test_a_backbone_starts_from_a_file_of_another_library(tmp_path, capsys):
+def test_the_file_of_a_larger_network_is_refused(tmp_path):
+    """A deeper encoder has every name of this one, and would fit without a word."""
+    state = {**weights(), "encoder.layer1.2.conv1.weight": np.ones((64, 64, 3, 3), np.float32)}
+    path = saved(tmp_path / "larger.npz", state)
+    with pytest.raises(InputError, match=r"1 of the file have no place(.|\n)*layer1.2.conv1"):
+        convert("smp", ARCH, path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_what_a_source_is_known_to_add_is_left_out(tmp_path):
+    state = {**weights(), "classification_head.3.weight": np.ones((2, 512), np.float32)}
+    assert convert("smp", ARCH, saved(tmp_path / "aux.npz", state), tmp_path / "run") == 0
+
+
+def encoder():
+    """A ResNet-18 as timm's files have it: with its classifier."""
     state = {k.removeprefix("encoder."): v for k, v in weights().items() if "encoder." in k}
-    path = tmp_path / "resnet18.npz"
-    np.savez(path, **state, **{"fc.weight": np.ones((10, 512), np.float32)})
-    filled = load_backbone(path, "resnet18", variables_of("resnet18"))
-    kernel = filled["params"]["backbone"]["conv3"]["unit1"]["shortcut"]["conv"]["kernel"]
-    theirs = state["layer2.0.downsample.0.weight"]
-    np.testing.assert_array_equal(kernel, theirs.transpose(2, 3, 1, 0))
-    assert not any(jnp.any(x) for x in jax.tree.leaves(filled["params"]["classifier"]))
-    assert "unused: 1" in capsys.readouterr().out
-    with pytest.raises(InputError, match="not a resnet34"):
-        load_backbone(path, "resnet34", variables_of("resnet34"))
+    return {**state, "fc.weight": np.ones((10, 512), np.float32), "fc.bias": np.ones(10)}
+
+
+@pytest.mark.parametrize("arch", ["resnet34", "resnet50"])
+def test_only_the_head_may_be_new_where_the_source_has_none(arch, tmp_path):
+    with pytest.raises(InputError, match=f"not a timm {arch}"):
+        convert("timm", arch, saved(tmp_path / "resnet18.npz", encoder()), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_classifier_of_timm_gets_a_new_head(tmp_path, capsys):
+    path = saved(tmp_path / "resnet18.npz", encoder())
+    assert convert("timm", "resnet18", path, tmp_path / "run", num_classes=3) == 0
+    fresh = capsys.readouterr().out.split("re-initialised, to be trained: ")[1]
+    assert "backbone/" not in fresh and "aspp/project" in fresh
+    config = Predictor(tmp_path / "run").config
+    assert config.model.num_classes == 3 and config.model.backbone.strides == "pytorch"
+
+
+@pytest.mark.parametrize("arch", SOURCES["timm"].ARCHS)
+def test_timms_backbones_keep_their_strides_norms_and_input(arch):
+    config = network(SOURCES["timm"], arch, {}, 0, "")
+    backbone = config.model.backbone
+    if "strides" in backbone:
+        assert backbone.strides == "pytorch" and backbone.multi_grid == (1, 1, 1)
+    inception = arch.startswith("xception")
+    assert backbone.norm.epsilon == (1e-3 if inception else 1e-5)
+    assert config.data.mean == ((127.5,) * 3 if inception else (123.675, 116.28, 103.53))
+    assert config.data.std == ((127.5,) * 3 if inception else (58.395, 57.12, 57.375))
+    models.build(config)
+
+
+@pytest.mark.parametrize("arch", SOURCES["torchvision"].ARCHS)
+def test_a_network_of_torchvision_without_its_auxiliary_head_builds(arch):
+    """aux_loss=False: no rule of the optimizer may ask for the head's parameters."""
+    config = network(SOURCES["torchvision"], arch, {"classifier.4.weight": np.ones((21, 1))}, 0, "")
+    assert config.model.aux == 0 and config.optim.multipliers == ()
+    target, _, _ = build(config, sharding.make_mesh(config.mesh))
+    assert "aux" not in target.params
+
+
+@pytest.mark.slow
+def test_a_state_of_torchvision_without_its_auxiliary_head_converts(tmp_path):
+    arch = "deeplabv3_mobilenet_v3_large"
+    state = {k: v for k, v in weights("torchvision", arch).items() if "aux" not in k}
+    path = saved(tmp_path / "plain.npz", state)
+    assert convert("torchvision", arch, path, tmp_path / "run") == 0
+    assert Predictor(tmp_path / "run").config.model.aux == 0
+    assert run(["describe", "--workdir", str(tmp_path / "run"), "--json"]) == 0
+
+
+def test_the_hub_tells_networks_and_files_apart(checkpoint, tmp_path):
+    place = tmp_path / "hub"
+    hub.load(ARCH, checkpoint, place)
+    with pytest.raises(InputError, match=rf"holds smp/{ARCH}, asked for smp/PSPNet/resnet18"):
+        hub.load("smp/PSPNet/resnet18", checkpoint, place)
+    other = saved(tmp_path / "other.npz", {**weights(), "one.num_batches_tracked": np.ones(())})
+    with pytest.raises(InputError, match=rf"holds smp/{ARCH} of another file"):
+        hub.load(ARCH, other, place)
+    hub.load(ARCH, checkpoint, place)
+
+
+def test_the_hub_needs_no_import_of_its_own():
+    code = "import sys, jaxseg; assert 'jax' not in sys.modules; print(len(jaxseg.hub.list()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == len(hub.list())
+
+
+@pytest.mark.filterwarnings("ignore")  # the library warns of itself
+@pytest.mark.slow
+def test_a_file_that_torch_saved_gives_torchvisions_own_output(tmp_path):
+    """From the .pth to predict's logits, through the command line, against the library live."""
+    arch = "deeplabv3_resnet101"
+    net = live("torchvision", arch)
+    import torch
+
+    height, width = 65, 97
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    x = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    x = torch.from_numpy(x.transpose(2, 0, 1)[None])
+    with torch.no_grad():
+        scale = 10 / net.double()(x)["out"].abs().max()  # random weights have logits of any size
+        last = net.classifier[4]
+        last.weight *= scale
+        last.bias *= scale
+        expected = net(x)["out"][0].numpy().transpose(1, 2, 0)
+    torch.save(net.float().state_dict(), tmp_path / "weights.pth")
+
+    workdir, labels = str(tmp_path / "run"), tmp_path / "labels"
+    names = ["--source", "torchvision", "--arch", arch, "--workdir", workdir]
+    assert run(["convert", *names, "--checkpoint", str(tmp_path / "weights.pth")]) == 0
+    images = ["--input", str(tmp_path / "image.png"), "--output", str(labels), "--save_logits"]
+    assert run(["predict", "--workdir", workdir, *images]) == 0
+    got = np.load(labels / "image.npz")["logits"]
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, atol=1e-3)

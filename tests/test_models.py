@@ -6,11 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import EXPERIMENTS
 
 from jaxseg import backbones, models
 from jaxseg.backbones.layers import Norm
 from jaxseg.errors import InputError
-from jaxseg.models import deeplabv3, deeplabv3plus, pspnet, unet
+from jaxseg.experiment import resolve
+from jaxseg.models import (
+    deeplabv1,
+    deeplabv2,
+    deeplabv3,
+    deeplabv3plus,
+    fcn,
+    fcn_resnet,
+    pspnet,
+    unet,
+)
 
 DOUBLING = (64, 128, 256, 512, 1024)
 
@@ -256,3 +267,77 @@ def test_every_paper_defines_the_contract():
         module = models.paper(name)
         assert {"Model", "loss", "predict"} <= set(vars(module)), name
         assert "arXiv" in module.__doc__ and "Differs from the paper:" in module.__doc__, name
+
+
+def test_networks_with_aligned_corners_enlarge_images_to_the_places_of_their_scores():
+    """512 columns at stride 16 have scores at 0, 16, .. 496: aligned corners would stretch them."""
+    net = partial(backbones.find("resnet18"), output_stride=16)
+    for module in (deeplabv3, deeplabv3plus, pspnet, fcn_resnet):
+        model = module.Model(5, net(), align_corners=True)
+        assert model.fit((512, 1024)) == (513, 1025) and model.fit((513, 17)) == (513, 17)
+        halves = module.Model(5, net(), align_corners=False)
+        assert halves.fit((512, 1000)) == (512, 1000)
+        multiples = module.Model(5, net(), align_corners=True, fit_corners=False)  # smp's
+        assert multiples.fit((512, 1024)) == (512, 1024)
+        multiples.check_crop((512, 1024))
+        with pytest.raises(InputError, match=r"multiples of 16.*use \(512, 512\)"):
+            multiples.check_crop((513, 513))
+
+
+@pytest.mark.parametrize("recipe", ["paper", "smp"])
+def test_a_recipes_own_crop_fits_its_network(recipe):
+    for name in ("pspnet", "deeplabv3", "deeplabv3plus"):
+        config = resolve(f"{EXPERIMENTS / name}.py:recipe={recipe},backbone=resnet18", [])
+        models.build(config)[0].check_crop(config.data.crop)
+
+
+def test_what_inference_says_of_an_image_of_any_size_stays_in_its_place():
+    """Scores that say their own column, interpolated to all pixels, say those pixels' columns."""
+    config = resolve(f"{EXPERIMENTS / 'deeplabv3'}.py:backbone=resnet18,num_classes=2", [])
+    model = models.build(config)[0]
+    size = model.fit((17, 512))
+    columns = jnp.broadcast_to(jnp.arange(size[1]) * 1.0, size)[None, ..., None]
+    scores = {"logits": columns[:, ::16, ::16]}  # each the column where it stands
+    found = deeplabv3.predict(scores, jnp.zeros((1, *size, 3)), align_corners=True)["logits"]
+    np.testing.assert_allclose(found, columns, atol=1e-3)
+
+
+def test_a_level_of_a_mobilenets_block_can_be_pooled():
+    net = backbones.find("mobilenetv3_large")(output_stride=16)
+    model = pspnet.Model(5, net, source="block4", aux=0, pooled=4, features=4)
+    assert model.output_stride == 8
+    assert trace(model, (64, 64))[1]["logits"].shape == (1, 8, 8, 5)
+
+
+def test_every_papers_loss_of_an_ignored_batch_is_zero_with_a_zero_gradient():
+    """With auxiliary logits where the network has them, by its own loss."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    batch = {"label": jnp.full((2, 17, 17), 255, jnp.int32)}
+    small, full = draw(2, 3, 3, 4), draw(2, 17, 17, 4)
+    cases = [
+        (pspnet.loss, {"logits": small, "aux_logits": small + 1}, {"align_corners": True}),
+        (deeplabv3plus.loss, {"logits": small, "aux_logits": small}, {"align_corners": False}),
+        (unet.loss, {"logits": full, "aux_logits": small}, {}),
+        (deeplabv1.loss, {"logits": small}, {}),
+        (deeplabv2.loss, {"logits": small, "scale_1.0": small, "scale_0.5": small}, {}),
+        (fcn.loss, {"logits": full}, {}),
+    ]
+    for loss, outputs, options in cases:
+        value, slope = jax.value_and_grad(lambda o, f=loss, k=options: f(o, batch, **k)[0])(outputs)
+        assert value == 0.0
+        assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(slope))
+
+
+def test_unets_loss_counts_border_pixels_as_often_as_the_map_says():
+    """Eq. 1: the weighted mean, the map cropped to the labelled centre."""
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.standard_normal((1, 4, 4, 3)), jnp.float32)
+    label = rng.integers(0, 3, (1, 8, 8)).astype(np.int32)
+    weight = rng.uniform(1, 11, (1, 8, 8)).astype(np.float32)
+    value, _ = unet.loss({"logits": logits}, {"label": jnp.asarray(label), "weight": weight})
+    inner = label[:, 2:6, 2:6]
+    each = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), inner[..., None], -1)[..., 0]
+    plain, _ = unet.loss({"logits": logits}, {"label": jnp.asarray(label)})
+    np.testing.assert_allclose(plain, each.mean(), rtol=1e-5)
+    np.testing.assert_allclose(value, (each * weight[:, 2:6, 2:6]).mean(), rtol=1e-5)

@@ -220,3 +220,12 @@ def test_deeplabv2_on_vgg16_has_the_rates_of_section_4_1_2(arguments, rates):
 def test_deeplab_learns(model, loss):
     values = losses(model, loss, (33, 41), steps=15)
     assert values[-1] < 0.9 * values[0]
+
+
+def test_deeplabv1_takes_features_of_five_levels_alone():
+    """MobileNet gives its blocks' maps too."""
+    net = backbones.find("mobilenetv2")(output_stride=8)
+    variables, outputs = trace(deeplabv1.Model(3, net, features=4, multi_scale=2), (65, 97))
+    assert outputs["logits"].shape == (1, 9, 13, 3)
+    branches = {name for name in variables["params"] if name.endswith("_2")}
+    assert branches == {"image_2", "c1_2", "c2_2", "c3_2", "c4_2"}

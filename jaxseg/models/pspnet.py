@@ -97,6 +97,7 @@ class Model(nn.Module):
 
     @property
     def output_stride(self) -> int:
+        """That of the level which is pooled."""
         strides = {f"c{i}": 2**i for i in range(1, 6)}
         strides |= getattr(self.backbone, "block_strides", {})
         most = self.backbone.output_stride
