@@ -18,27 +18,30 @@ from jaxseg.data import catalog, pipeline
 from jaxseg.data.colours import IGNORE, Classes, read_note, save_label
 from jaxseg.data.files import read_label, replacing
 from jaxseg.errors import InputError
-from jaxseg.inference import buckets, make_infer
+from jaxseg.inference import buckets, check_windows, make_infer, settings
 from jaxseg.log import say
-from jaxseg.ops import boundary, metrics
+from jaxseg.ops import boundary, matting, metrics
 from jaxseg.report import Evaluation, report, table
 
 
 def make_eval_step(
-    config: ConfigDict, mesh: Mesh, infer: Callable | None = None, edges: bool = False
+    config: ConfigDict, mesh: Mesh, infer: Callable | None = None, edges: bool | None = None
 ) -> Callable:
     """(variables, batch) -> `counts` of each image, `semantic` [B,H,W], `finite`, `index`; jitted.
 
-    infer: in place of the network's. edges: count near boundaries too, as eval.boundary does.
+    infer: in place of the network's. edges: count near boundaries too; None: as eval.boundary says.
     """
     infer, classes = infer or make_infer(config, mesh), config.model.num_classes
-    edges = edges or config.eval.boundary
+    edges = config.eval.boundary if edges is None else edges
 
     @partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def eval_step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
         label = batch["label"]
-        out = infer(variables, batch["image"], label.shape[1:], False, batch["size"])
+        soft = "alpha" in batch
+        out = infer(variables, batch["image"], label.shape[1:], soft, batch["size"])
         counts = {"confusion": metrics.confusions(out["semantic"], label, classes)}
+        if soft and "logits" in out:  # regions have none
+            counts["alpha"] = matting.sums(out["logits"], batch["alpha"], label)
         if edges:
             counts |= boundary.counts(out["semantic"], label, batch["size"], classes)
         semantic = out["semantic"].astype(jnp.uint8 if classes <= IGNORE else jnp.int32)
@@ -58,7 +61,7 @@ def open_source(config: ConfigDict, split: str, classes: Classes | None = None) 
     classes: those that the run was trained on.
     """
     data = config.data
-    objects = split == data.train_split and data.copy_paste > 0
+    objects = split == data.train_split and max(data.copy_paste, data.crop_on_objects) > 0
     source = catalog.open_split(data.dataset, split, data.root, data.channels, objects)
     names = source.classes.names
     if len(names) != config.model.num_classes:
@@ -102,7 +105,11 @@ def evaluate(
     if not len(source):
         raise InputError("the split has no images: choose another")
     sizes = [source.size(i) for i in range(len(source))]
+    if not isinstance(source, Saved):  # which needs no network, and so no windows
+        check_windows(config, sizes, partial(image_name, source))
     fits = buckets(sizes, config.eval.buckets)
+    compiled = getattr(eval_step, "_cache_size", lambda: 0)
+    before = compiled()
     parts = sharding.batch_parts(mesh)
     batches = pipeline.eval_batches(
         source,
@@ -118,7 +125,7 @@ def evaluate(
         names = dict(zip(host["index"].tolist(), host.pop("name"), strict=True))
         out = jax.device_get(eval_step(variables, sharding.put_batch(host, mesh)))
         rows = {i: row for row, i in enumerate(out["index"].tolist()) if i >= 0}
-        names |= {i: source[i]["name"] for i in rows if i not in names}  # of other processes
+        names |= {i: image_name(source, i) for i in rows if i not in names}  # of other processes
         broken = [names[i] for i, row in rows.items() if not out["finite"][row]]
         if broken:
             raise InputError(
@@ -126,7 +133,8 @@ def evaluate(
                 "checkpoint or the image is broken, or train.compute_dtype too small for them"
             )
         for key, value in out["counts"].items():
-            totals[key] = totals.get(key, 0) + value.sum(axis=0, dtype=np.int64)
+            wide = np.float64 if value.dtype.kind == "f" else np.int64
+            totals[key] = totals.get(key, 0) + value.sum(axis=0, dtype=wide)
         labels = {}
         for i, row in rows.items():
             height, width = sizes[i]
@@ -147,8 +155,16 @@ def evaluate(
         drawn=drawn,
         worst=worst,
         sizes=len(fits),
-        shapes=len(set(fits.values())),
+        compilations=compiled() - before,
+        settings=settings(config),
     )
+
+
+def image_name(source: Any, index: int) -> str:
+    """The name of an image, without reading it where the source can tell."""
+    if hasattr(source, "image_name"):
+        return source.image_name(index)
+    return source[index]["name"]
 
 
 def image_scores(counts: dict[str, np.ndarray]) -> dict[str, float | None]:
@@ -163,6 +179,8 @@ def split_scores(totals: dict[str, np.ndarray], images: list[dict]) -> dict[str,
     scores = metrics.scores(totals["confusion"])
     for key in ("mIoU", "aAcc"):
         scores[f"image_{key}"] = metrics.mean(image[key] for image in images)
+    if "alpha" in totals:
+        scores |= matting.scores(totals["alpha"], len(images))
     if "bands" in totals:
         scores |= boundary.scores(totals["bands"], totals["rings"])
         scores["BF"] = metrics.mean(image["BF"] for image in images)
@@ -181,12 +199,11 @@ class Saved:
     def __init__(self, folder: Path, source: Any):
         """Raises InputError where the first prediction is missing or of other classes."""
         self.folder, self.source, self.classes = folder, source, source.classes
-        self.size = source.size
-        if len(source):
-            note = json.loads(read_note(self._path(source[0]["name"])) or "{}")
-            self.step = note.get("step")
-            if "names" in note:
-                check_classes(self.classes, note["names"], str(folder))
+        self.size, self.image_name = source.size, partial(image_name, source)
+        self.note = _note(self._path(self.image_name(0))) if len(source) else {}
+        self.step = self.note.get("step")
+        if "names" in self.note:
+            check_classes(self.classes, self.note["names"], str(folder))
 
     def __len__(self) -> int:
         return len(self.source)
@@ -202,6 +219,13 @@ class Saved:
             )
         if (found == IGNORE).any():
             raise InputError(f"prediction {path} holds {IGNORE}: needs a class for every pixel")
+        if _note(path) != self.note:
+            other = self._path(self.image_name(0))
+            raise InputError(
+                f"{other} and {path} are not of one prediction: "
+                f"{_difference(self.note, _note(path))}. "
+                "Score the files of one run, step and settings, in a folder of their own"
+            )
         return {**example, "image": found[..., None]}
 
     def _path(self, name: str) -> Path:
@@ -214,25 +238,48 @@ class Saved:
         return path
 
 
-def rescore(config: ConfigDict, folder: Path, split: str | None = None) -> int:
-    """The verb `eval` on saved predictions, without a network: reports into their folder."""
+def _note(path: Path) -> dict:
+    """What a prediction says of its origin; {} where it says nothing."""
+    try:
+        note = json.loads(read_note(path) or "{}")
+    except (OSError, ValueError):  # no picture, which reading it will tell
+        return {}
+    return {key: note[key] for key in ("step", "names", "run", "eval") if key in note}
+
+
+def _difference(one: dict, other: dict) -> str:
+    key = next(key for key in [*one, *other] if one.get(key) != other.get(key))
+    return f"{key} is {one.get(key)} and {other.get(key)}"
+
+
+def labels_given(_: Any, image: jax.Array, *__: Any) -> dict[str, jax.Array]:
+    """In place of a network's `infer`, where the images are ids [B,h,w,1]: these are the labels."""
+    return {"semantic": image[..., 0].astype(jnp.int32), "finite": jnp.ones(len(image), bool)}
+
+
+def rescore(config: ConfigDict, folder: Path, split: str | None = None, edges: bool = True) -> int:
+    """The verb `eval` on saved predictions, without a network: reports into their folder.
+
+    edges: boundary scores too.
+    """
     split, mesh = split or config.data.eval_split, sharding.make_mesh(configs.default().mesh)
     source = open_source(config, split)
     saved = Saved(folder, source)
-
-    def infer(_: Any, image: jax.Array, *__: Any) -> dict[str, jax.Array]:
-        return {"semantic": image[..., 0].astype(jnp.int32), "finite": jnp.ones(len(image), bool)}
-
-    result = evaluate(make_eval_step(config, mesh, infer, edges=True), {}, saved, config, mesh)
-    report(folder, saved.step, result, source, split)
+    step = make_eval_step(config, mesh, labels_given, edges)
+    result = evaluate(step, {}, saved, config, mesh)._replace(settings=saved.note.get("eval"))
+    if jax.process_index() == 0:
+        report(folder, saved.step, result, source, split)
     say(table(result.scores, source.classes))
     say(f"{len(source)} predictions of {split}; details in {folder / 'eval.json'}")
     return 0
 
 
-def saver(folder: Path, step: int, classes: Classes) -> Callable[[str, np.ndarray], None]:
-    """save(name, label): writes FOLDER/NAME.png, indexed, with the step and the classes inside."""
-    note = json.dumps({"step": step, "names": classes.names})
+def saver(
+    folder: Path, step: int, classes: Classes, asked: dict | None = None
+) -> Callable[[str, np.ndarray], None]:
+    """save(name, label): writes FOLDER/NAME.png, indexed, with the step, the classes and, where
+    given, the `settings` that were asked for inside."""
+    note = json.dumps({"step": step, "names": classes.names, "eval": asked})
     written = set()
 
     def save(name: str, label: np.ndarray) -> None:

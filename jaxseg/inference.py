@@ -5,16 +5,20 @@ without; what these views say is averaged, and a dense CRF may follow. All of it
 with static shapes, under jit: a scan cuts the windows, labels and blends them.
 """
 
+import inspect
+import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from jaxseg import models, sharding
@@ -26,6 +30,8 @@ from jaxseg.ops.resize import resize
 Size = tuple[int, int]  # height, width, pixels
 SMALLEST = 1e-30  # probabilities below have no finite logarithm in float32, or nearly so
 MOST_SIZES = 256  # that `buckets` compares in pairs; more are rounded up first
+NEUTRAL = ("batch", "buckets", "boundary", "pictures")  # keys of `eval` that change no label
+FOUND = ("mIoU", "images")  # what scripts/crf_search.py writes beside the parameters that it found
 
 
 def make_infer(config: ConfigDict, mesh: Mesh | None = None) -> Callable[..., dict]:
@@ -35,16 +41,18 @@ def make_infer(config: ConfigDict, mesh: Mesh | None = None) -> Callable[..., di
     Returns `semantic` int32 [B,H,W], `finite` bool [B] (the network said no NaN and no infinity),
     and `logits` float32 [B,H,W,K]: logarithms of probabilities where these were averaged or a CRF
     followed. With logits=False they are left out, and windows at scale 1 without a CRF take memory
-    for one row of windows, however large the image. extent: int32 [B,2], the part of each image
-    that a CRF shall look at, where the rest is padding.
+    for one row of windows, however large the image; other scales, a CRF, whole images and logits
+    hold all of [B,H,W,K]. extent: int32 [B,2], the part of each image that a CRF shall look at,
+    where the rest is padding.
 
     Where the network needs a larger input than it labels, the image is mirrored at its borders
-    (U-Net, section 2: the overlap-tile strategy). Windows are split over the devices of `mesh`.
-    Raises InputError for settings that do not fit the network.
+    (U-Net, section 2: the overlap-tile strategy). Windows are split over the devices of `mesh`, and
+    so are the images of a CRF where they divide by them. Raises InputError for settings that do not
+    fit the network.
     """
     ask, network, fit = config.eval, *_network(config)
     window = windows(config, fit) if ask.mode == "slide" else None
-    refine = _crf(config)
+    refine = _crf(config, mesh)
     single = ask.scales == (1.0,) and not refine
 
     def score(variables: Any, x: jax.Array, labelled: Size, size: Size) -> jax.Array:
@@ -52,7 +60,10 @@ def make_infer(config: ConfigDict, mesh: Mesh | None = None) -> Callable[..., di
         views = [network(variables, x)["logits"]]
         if ask.flip:
             views.append(network(variables, x[:, :, ::-1])["logits"][:, :, ::-1])
-        views = [resize(centre(view, labelled), size) for view in views]
+        views = [centre(view, labelled) for view in views]
+        # A softmax would make a harmless 0 of -inf: NaN stays one, and tells.
+        views = [jnp.where(jnp.isfinite(view), view, jnp.nan) for view in views]
+        views = [resize(view, size) for view in views]
         if ask.average == "probabilities":
             views = [jax.nn.softmax(view, axis=-1) for view in views]
         return sum(views) / len(views)
@@ -70,11 +81,8 @@ def make_infer(config: ConfigDict, mesh: Mesh | None = None) -> Callable[..., di
         extent: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         have = image.shape[1:3]
-        if window and all(n < c for n, c in zip(have, window[0], strict=True)):
-            raise InputError(
-                f"an image of {have} is smaller than one window of {window[0]}: "
-                "use eval.mode=whole, or a smaller eval.crop"
-            )
+        if window and _below(have, window[0]):
+            raise _too_small(f"an image of {have}", window[0])
         if single and size == have and not window and not ask.flip:
             out = network(variables, mirror(image, fit(have)))
             out = {key: centre(value, have) for key, value in out.items()}
@@ -117,18 +125,56 @@ def _network(config: ConfigDict) -> tuple[Callable, Callable]:
     return network, model.fit if hasattr(model, "fit") else tuple
 
 
-def _crf(config: ConfigDict) -> Callable | None:
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """What of config.eval decides a label, for the notes of files and reports."""
+    asked = {key: value for key, value in config.eval.items() if key not in NEUTRAL}
+    return {**asked, "crf": crf_parameters(asked["crf"])} if _is_file(asked["crf"]) else asked
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".json")
+
+
+def crf_parameters(name: str) -> dict[str, Any]:
+    """What `crf.mean_field` is given: a published set by name, or FILE.json of its parameters.
+
+    Such a file may also hold what FOUND lists. Raises InputError for other names and files.
+    """
+    if not _is_file(name):
+        if name not in crf.PARAMETERS:
+            raise unknown("set of CRF parameters", name, [*crf.PARAMETERS, "FILE.json"])
+        return crf.PARAMETERS[name]
+    try:
+        held = json.loads(Path(name).read_text())
+        given = {key: value for key, value in held.items() if key not in FOUND}
+    except FileNotFoundError:
+        raise InputError(f"eval.crf: no file {name}") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"eval.crf: {name} is no JSON object: {error}") from error
+    keywords = inspect.signature(crf.mean_field).parameters
+    known = {key: p for key, p in keywords.items() if p.kind == p.KEYWORD_ONLY and key != "valid"}
+    for key in given:
+        if key not in known:
+            raise unknown(f"CRF parameter in {name}", key, known)
+    missing = [key for key, p in known.items() if p.default is p.empty and key not in given]
+    if missing:
+        raise InputError(f"eval.crf: {name} lacks {', '.join(missing)}")
+    return given
+
+
+def _crf(config: ConfigDict, mesh: Mesh | None) -> Callable | None:
     """refine(logits [B,H,W,K], image [B,h,w,C], extent) -> logits after eval.crf; None without."""
-    name = config.eval.crf
+    name, classes = config.eval.crf, config.model.num_classes
     if not name:
         return None
-    if name not in crf.PARAMETERS:
-        raise unknown("set of CRF parameters", name, crf.PARAMETERS)
     if config.data.channels not in (1, 3):
         raise InputError(
             f"eval.crf compares colours, and data.channels is {config.data.channels}: needs 1 or 3"
         )
-    field = partial(crf.mean_field, **crf.PARAMETERS[name])
+    given = crf_parameters(name)
+    crf.check(classes, given)
+    given = {key: np.float32(v) if isinstance(v, list) else v for key, v in given.items()}
+    field = jax.vmap(lambda u, c, v: crf.mean_field(u, c, valid=v, **given))
 
     def refine(logits: jax.Array, image: jax.Array, extent: jax.Array | None) -> jax.Array:
         batch, height, width, _ = logits.shape
@@ -138,8 +184,14 @@ def _crf(config: ConfigDict) -> Callable | None:
         row, column = jnp.arange(height)[:, None], jnp.arange(width)
         valid = (row < extent[:, 0, None, None]) & (column < extent[:, 1, None, None])
         unary = -jnp.maximum(jax.nn.log_softmax(logits), jnp.log(SMALLEST))
-        q = jax.vmap(lambda u, c, v: field(u, c, valid=v))(unary, colours, valid)
-        return jnp.log(jnp.maximum(q, SMALLEST))
+        each = field
+        if mesh and batch % sharding.batch_parts(mesh) == 0:
+            # Left to itself the loop over images runs on every device, over all of them.
+            over = P(("data", "fsdp"))
+            each = jax.shard_map(
+                field, mesh=mesh, in_specs=(over,) * 3, out_specs=over, check_vma=False
+            )
+        return jnp.log(jnp.maximum(each(unary, colours, valid), SMALLEST))
 
     return refine
 
@@ -167,11 +219,20 @@ def at_output_stride(config: ConfigDict) -> ConfigDict:
 def windows(config: ConfigDict, fit: Callable[[Size], Size]) -> tuple[Size, Size]:
     """(crop, stride) of the windows, in labelled pixels.
 
-    A crop of 0 is what the network labels of a training crop; a stride of 0 is PSPNet's, two thirds
-    of the crop. Raises InputError for a stride above the crop.
+    A crop of 0 is the largest that the network labels from a training crop's pixels; a stride of 0
+    is PSPNet's, two thirds of the crop. Raises InputError for a stride above the crop, and where
+    the training crop is too small to label a pixel.
     """
     ask, train = config.eval, config.data.crop
-    crop = tuple(c or 2 * n - f for c, n, f in zip(ask.crop, train, fit(train), strict=True))
+    largest = tuple(
+        _largest(n, lambda c, axis=axis: fit((c, c))[axis]) for axis, n in enumerate(train)
+    )
+    crop = tuple(c or most for c, most in zip(ask.crop, largest, strict=True))
+    if min(crop) < 1:
+        raise InputError(
+            f"no window fits data.crop {train}: the network needs {fit((1, 1))} to label one "
+            "pixel. Set eval.crop"
+        )
     stride = tuple(s or -(-2 * c // 3) for s, c in zip(ask.stride, crop, strict=True))
     if any(s > c for s, c in zip(stride, crop, strict=True)):
         raise InputError(
@@ -179,6 +240,30 @@ def windows(config: ConfigDict, fit: Callable[[Size], Size]) -> tuple[Size, Size
             f"have no label. Use at most {crop}, or 0 for two thirds"
         )
     return crop, stride
+
+
+def _largest(most: int, needs: Callable[[int], int]) -> int:
+    """The largest crop that `needs` at most `most` pixels; 0 where none does."""
+    return next((c for c in range(most, 0, -1) if needs(c) <= most), 0)
+
+
+def check_windows(config: ConfigDict, sizes: Sequence[Size], name: Callable[[int], object]) -> None:
+    """Raises InputError for an image smaller than one window; name: what to call the i-th."""
+    if config.eval.mode == "slide":
+        crop, _ = windows(config, _network(config)[1])
+        for i, size in enumerate(sizes):
+            if _below(size, crop):
+                raise _too_small(f"{name(i)}: an image of {size}", crop)
+
+
+def _below(size: Size, crop: Size) -> bool:
+    return all(n < c for n, c in zip(size, crop, strict=True))
+
+
+def _too_small(what: str, crop: Size) -> InputError:
+    return InputError(
+        f"{what} is smaller than one window of {crop}: use eval.mode=whole, or a smaller eval.crop"
+    )
 
 
 def mirror(image: jax.Array, size: Size, before: Size | None = None) -> jax.Array:

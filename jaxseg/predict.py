@@ -20,7 +20,7 @@ from PIL import Image
 from jaxseg.data import catalog, colours, files
 from jaxseg.data.pipeline import extend
 from jaxseg.errors import InputError
-from jaxseg.inference import buckets, make_infer
+from jaxseg.inference import buckets, check_windows, make_infer, settings
 from jaxseg.log import clock, say
 from jaxseg.train import load_variables
 
@@ -70,35 +70,43 @@ class Predictor:
         self._infer = jax.jit(make_infer(self.config, mesh), static_argnames=("size", "logits"))
 
     def __call__(self, image: np.ndarray) -> Result:
-        """Labels one image, uint8 [H,W,C] of any size, C as in the run. It compiles once a size."""
+        """Labels one image [H,W,C] of any size, C as in the run: uint8, uint16 or float32 0..255.
+
+        It compiles once a size and type.
+        """
         image, channels = np.asarray(image), self.config.data.channels
         if (
-            image.dtype != np.uint8
+            image.dtype not in (np.uint8, np.uint16, np.float32)
             or image.ndim != 3
             or image.shape[2] != channels
             or not image.size
         ):
             raise InputError(
                 f"an image of {image.dtype} {list(image.shape)}: "
-                f"needs uint8 [H,W,{channels}], values 0..255"
+                f"needs uint8 [H,W,{channels}], values 0..255, or uint16 or float32 0..255"
             )
+        if image.dtype == np.uint16:
+            image = image.astype(np.float32) / 257  # as files are read
+        if image.dtype == np.float32 and not np.isfinite(image).all():
+            raise InputError("an image with NaN or infinity: needs numbers 0..255")
         return Result(image, *self.infer(image, image.shape[:2], logits=True), self.classes)
 
     def infer(
-        self, image: np.ndarray, shape: tuple[int, int], logits: bool
+        self, image: np.ndarray, shape: tuple[int, int], logits: bool, name: object = ""
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """(label uint8 [H,W], logits float32 [H,W,K] or None) of image [H,W,C], 0..255.
 
-        shape: what the image is extended to before. Raises InputError where the network's answer is
-        not finite.
+        shape: what the image is extended to before. name: what a message calls it. Raises
+        InputError where the network's answer is not finite.
         """
         height, width = image.shape[:2]
         extent, image = np.array([[height, width]]), extend(image, shape)[None]
         out = self._infer(self.variables, image, size=shape, logits=logits, extent=extent)
         if not out["finite"][0]:
+            to = f" to {name}" if name else ""
             raise InputError(
-                "the network's answer is not finite (NaN or infinity): the checkpoint is broken, "
-                "or train.compute_dtype too small for this image"
+                f"the network's answer{to} is not finite (NaN or infinity): the checkpoint is "
+                "broken, or train.compute_dtype too small for this image"
             )
         label = np.asarray(out["semantic"])[0, :height, :width].astype(np.uint8)
         return label, np.asarray(out["logits"])[0, :height, :width] if logits else None
@@ -109,24 +117,29 @@ def load(workdir: str | Path) -> Predictor:
     return Predictor(workdir)
 
 
+ENDS = {
+    "overlay": "_overlay.png",
+    "logits": ".npz",
+    "probabilities": "_probabilities.npz",
+    "alpha": "_alpha.png",
+    "label": ".png",
+}
+
+
 class Formats(NamedTuple):
     """What is written of an image beside NAME.png (indexed) and NAME_overlay.png."""
 
     logits: bool = False  # NAME.npz, float32 `logits` [H,W,K]
     probabilities: bool = False  # NAME_probabilities.npz, float32 `probabilities` [H,W,K]
+    alpha: bool = False  # NAME_alpha.png, grey: the probability of class 1 of two
 
     def files(self, output: Path, name: str) -> dict[str, Path]:
         """Kind -> file of an image; the label, written last, tells that the others are there."""
-        ends = {"overlay": "_overlay.png"}
-        if self.logits:
-            ends["logits"] = ".npz"
-        if self.probabilities:
-            ends["probabilities"] = "_probabilities.npz"
-        return {kind: output / f"{name}{end}" for kind, end in {**ends, "label": ".png"}.items()}
+        kinds = {"overlay": True, **self._asdict(), "label": True}
+        return {k: output / f"{name}{ENDS[k]}" for k, wanted in kinds.items() if wanted}
 
 
-PLAIN = Formats()
-NEUTRAL = ("batch", "buckets", "boundary", "pictures")  # keys of `eval` that change no label
+PLAIN, EVERY = Formats(), Formats(logits=True, probabilities=True, alpha=True)
 
 
 def predict(
@@ -141,7 +154,9 @@ def predict(
     """Labels image files, the images of folders and those that patterns match; the exit code.
 
     Every file appears whole or not at all. An image whose files are there, written by the same run
-    with the same settings and not older than the image, is not labelled again.
+    with the same settings and not older than the image, is not labelled again. In windows, the
+    memory is a few times that of the image and its label, and what the network holds of eval.batch
+    windows; logits and probabilities, other scales and a CRF hold [H,W,K].
 
     legend: also OUTPUT/legend.png, the classes' names and colours. part: (i, n), the i-th of n
     processes that share the images, from 1. overrides: of the run's config.
@@ -150,45 +165,76 @@ def predict(
     check_outputs(paths, output, formats, legend)
     predictor = Predictor(workdir, overrides)
     config = predictor.config
+    if formats.alpha and len(predictor.classes) != 2:
+        raise InputError(
+            f"--save_alpha needs a run with two classes, background and foreground: {workdir} has "
+            f"{len(predictor.classes)}"
+        )
+    sizes = {name: files.image_size(path) for name, path in paths.items()}
+    check_windows(config, list(sizes.values()), list(paths.values()).__getitem__)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {output}: {error.strerror}") from error
     if legend:
         save_legend(output / "legend.png", predictor.classes)
-    sizes = {name: files.image_size(path) for name, path in paths.items()}
     fits = buckets(sizes.values(), config.eval.buckets)
-    settings = {k: v for k, v in config.eval.items() if k not in NEUTRAL}
+    deep = any(files.is_deep(path, config.data.channels) for path in paths.values())
+    dtype = np.dtype(np.float32 if deep else np.uint8)  # one for all: each would compile anew
     note = {"step": predictor.step, "names": predictor.classes.names}
-    note |= {"run": predictor.fingerprint, "eval": settings}
+    note |= {"run": predictor.fingerprint, "eval": settings(config)}
     mine = list(paths.items())[part[0] - 1 :: part[1]]
-    progress, used = Progress(len(mine)), set()
+    progress = Progress(len(mine))
     for name, path in mine:
-        shape, written = fits[sizes[name]], formats.files(output, name)
-        own = json.dumps({**note, "shape": shape})
-        work = not complete(written, path, own)
+        own = json.loads(json.dumps({**note, "shape": fits[sizes[name]]}))
+        written, every = (f.files(output, name) for f in (formats, EVERY))
+        good, old = standing(every, path, own)
+        work = not written.keys() <= good
         if work:
-            used.add(shape)
-            label_file(predictor, path, shape, written, own)
+            image = read(path, sizes[name], config.data.channels)
+            shape, arrays = fits[sizes[name]], formats != PLAIN
+            label, logits = predictor.infer(image.astype(dtype, copy=False), shape, arrays, path)
+            # Without its label nothing of an image is taken for good, should this be interrupted.
+            for kind in ("label", *(old - good - written.keys())):
+                every[kind].unlink(missing_ok=True)
+            own["kinds"] = sorted(good | written.keys())
+            write(written, image, label, logits, predictor.classes, json.dumps(own))
         progress.done(f"{path} -> {written['label']}" + ("" if work else " (is there)"), work)
-    say(f"images: {len(mine)}, labelled: {progress.worked}, compilations: {len(used)}")
+    compilations = predictor._infer._cache_size()
+    say(f"images: {len(mine)}, labelled: {progress.worked}, compilations: {compilations}")
     return 0
 
 
-def label_file(
-    predictor: Predictor, path: Path, shape: tuple[int, int], written: dict[str, Path], note: str
+def read(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
+    """The image [H,W,channels] of a file. Raises InputError where it has not the header's size."""
+    image = files.read_image(path, channels)
+    if image.shape[:2] != size:
+        raise InputError(
+            f"image {files.shown(path)} has {image.shape[:2]} pixels (height, width), but its "
+            f"header says {size}: the file is damaged. Export it again"
+        )
+    return image
+
+
+def write(
+    written: dict[str, Path],
+    image: np.ndarray,
+    label: np.ndarray,
+    logits: np.ndarray | None,
+    classes: colours.Classes,
+    note: str,
 ) -> None:
-    """Labels one image file, extended to `shape`, and writes the files of `Formats.files`."""
-    image = files.read_image(path, predictor.config.data.channels)
-    arrays = not written.keys().isdisjoint(("logits", "probabilities"))
-    label, logits = predictor.infer(image, shape, arrays)
+    """Writes the files of an image, kind -> file, in their order."""
     for kind, file in written.items():
         with files.replacing(file) as temporary:
             if kind == "label":
-                colours.save_label(temporary, label, predictor.classes, note)
-            elif kind == "overlay":
-                picture = Image.fromarray(overlay(image, label, predictor.classes))
-                picture.save(temporary, format="PNG")
+                colours.save_label(temporary, label, classes, note)
+            elif kind in ("overlay", "alpha"):
+                if kind == "overlay":
+                    pixels = overlay(image, label, classes)
+                else:
+                    pixels = (255 * softmax(logits)[..., 1]).round().astype(np.uint8)
+                Image.fromarray(pixels).save(temporary, format="PNG")
             else:
                 values = logits if kind == "logits" else softmax(logits)
                 with temporary.open("wb") as stream:
@@ -201,14 +247,19 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return values / values.sum(axis=-1, keepdims=True)
 
 
-def complete(written: dict[str, Path], path: Path, note: str) -> bool:
-    """Whether all files of the image at `path` are there, by the run and settings of `note`."""
+def standing(every: dict[str, Path], path: Path, note: dict) -> tuple[set[str], set[str]]:
+    """(kinds of files that are good, kinds that the label was written with) of the image at `path`.
+
+    Good are those that its label says were written with it, by the run and settings of `note`, if
+    none of both is older than the image.
+    """
     try:
-        since = path.stat().st_mtime
-        newer = all(file.stat().st_mtime >= since for file in written.values())
-        return newer and colours.read_note(written["label"]) == note
-    except OSError:  # missing, or no picture
-        return False
+        held = json.loads(colours.read_note(every["label"]))
+        old, since = set(held.pop("kinds")), path.stat().st_mtime
+        good = {k for k in old if every[k].is_file() and every[k].stat().st_mtime >= since}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or of others
+        return set(), set()
+    return (good if held == note and "label" in good else set()), old
 
 
 def save_legend(path: Path, classes: colours.Classes) -> None:

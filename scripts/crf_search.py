@@ -1,7 +1,9 @@
 """Searches the dense CRF's parameters on saved logits, coarse to fine, as DeepLab did.
 
-    python -m jaxseg.main predict --workdir runs/x --input val/images --output logits --logits
-    python scripts/crf_search.py --logits logits --images val/images --labels val/masks
+    python -m jaxseg.main predict --workdir runs/x --input val/images --output logits --save_logits
+    python scripts/crf_search.py --logits logits --images val/images --labels val/masks \
+        --output best.json
+    python -m jaxseg.main eval --workdir runs/x --config.eval.crf=best.json
 
 DeepLab v1 (section 5.2) and v2 cross-validate w_bilateral, sigma_xy and sigma_rgb on 100 images of
 the validation set, with the Gaussian term fixed at weight 3 and 3 pixels and 10 iterations. Here,
@@ -39,9 +41,10 @@ def find_examples(logits: Path, images: Path, labels: Path, limit: int) -> list[
         if not folder.is_dir():
             raise InputError(f"no folder {folder}")
     image_of, label_of = ({p.stem: p for p in find_images(f)} for f in (images, labels))
-    paths = sorted(logits.glob("*.npz"))[:limit]
+    paths = [p for p in sorted(logits.glob("*.npz")) if not p.stem.endswith("_probabilities")]
+    paths = paths[:limit]
     if not paths:
-        raise InputError(f"{logits} has no NAME.npz: make them with predict --logits")
+        raise InputError(f"{logits} has no NAME.npz: make them with predict --save_logits")
     for path in paths:
         for kind, files, folder in (("image", image_of, images), ("label", label_of, labels)):
             if path.stem not in files:

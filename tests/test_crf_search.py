@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxseg.inference import crf_parameters
+
 PATH = Path(__file__).parent.parent / "scripts" / "crf_search.py"
 SPEC = importlib.util.spec_from_file_location("crf_search", PATH)
 crf_search = importlib.util.module_from_spec(SPEC)
@@ -108,7 +110,7 @@ def no_labels(folder):
     ("spoil", "words", "message"),
     [
         (remove_image, (), "has no image b for"),
-        (remove_logits, (), "predict --logits"),
+        (remove_logits, (), "predict --save_logits"),
         (other_array, (), "has no array `logits`"),
         (other_size, (), "has logits (10, 15, 2), its image is (20, 30)"),
         (other_ids, (), "has the id 7: needs 0 to 1, or 255"),
@@ -126,3 +128,11 @@ def test_bad_input_is_one_message(folders, spoil, words, message, monkeypatch, c
     error = capsys.readouterr().err
     assert caught.value.code == 2 and error.startswith("error: ") and message in error
     assert len(error.splitlines()) == 1
+
+
+def test_what_it_writes_is_a_set_of_parameters_for_evaluation(folders, monkeypatch):
+    words = "--w_bilateral 4 --sigma_xy 4 --sigma_rgb 20 --iterations 1".split()
+    run(folders, monkeypatch, *words, "--output", folders / "best.json")
+    given = crf_parameters(str(folders / "best.json"))
+    assert given["sigma_xy"] == 4 and given["iterations"] == 1
+    assert not {"mIoU", "images"} & given.keys()

@@ -1,6 +1,7 @@
 """Evaluation: scores equal to counting by hand, in any batches and buckets, or from files."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,8 @@ from jaxseg.config import default
 from jaxseg.data.colours import IGNORE, Classes, save_label, voc_palette
 from jaxseg.errors import InputError
 from jaxseg.evaluate import Saved, evaluate, make_eval_step, open_source, rescore, saver
-from jaxseg.inference import make_infer
+from jaxseg.inference import make_infer, settings
+from jaxseg.main import run
 from jaxseg.ops import boundary, metrics
 from jaxseg.sharding import make_mesh, replicated
 
@@ -116,7 +118,7 @@ def test_evaluation_counts_what_inference_of_each_image_alone_gives(evaluated, a
     assert [image["name"] for image in evaluated.images] == [f"image{i}" for i in range(6)]
     mean = np.mean([image["mIoU"] for image in evaluated.images])
     assert scores["image_mIoU"] == pytest.approx(mean, rel=1e-12)
-    assert (evaluated.sizes, evaluated.shapes) == (3, 3)
+    assert (evaluated.sizes, evaluated.compilations) == (3, 3)
 
 
 def test_boundary_scores_are_those_of_the_images_alone(evaluated, alone):
@@ -178,7 +180,7 @@ def test_two_hundred_sizes_compile_eight_times_and_count_each_image_once(monkeyp
     step = make_eval_step(config, mesh)
     result = evaluate(step, {"params": {}}, source, config, mesh)
     assert result.sizes == len(set(sizes)) > 200
-    assert step._cache_size() == result.shapes == 8
+    assert step._cache_size() == result.compilations == 8
     weight = np.asarray(jax.random.normal(jax.random.key(1), (3, K)))
     expected = np.zeros((K, K), np.int64)
     for i in range(len(source)):
@@ -288,7 +290,8 @@ def test_classes_of_another_order_are_refused():
 @pytest.fixture(scope="module")
 def saved(variables, evaluated, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "predictions" / "val"
-    result = _evaluate(_config(), variables, Noise(), save=saver(folder, 12, Noise.classes))
+    save = saver(folder, 12, Noise.classes, settings(_config()))
+    result = _evaluate(_config(), variables, Noise(), save=save)
     assert result.scores == evaluated.scores
     return folder
 
@@ -382,3 +385,92 @@ def test_saved_predictions_are_a_source(saved):
     source = Saved(saved, Noise())
     assert len(source) == 6 and source.step == 12 and source.size(3) == (9, 30)
     assert source[3]["image"].shape == (9, 30, 1)
+
+
+def test_eval_json_says_which_settings_were_scored(saved, monkeypatch):
+    config = _open(monkeypatch)
+    config.eval.update(flip=True, mode="slide")  # those of now do not count
+    rescore(config, saved, "val")
+    summary = json.loads((saved / "eval.json").read_text())
+    asked = json.loads(json.dumps(settings(_config())))
+    assert summary["eval"] == asked and {"mode", "scales", "flip", "crf"} <= asked.keys()
+    assert "batch" not in asked
+
+
+@pytest.mark.parametrize(
+    ("step", "asked", "expected"),
+    [
+        (13, _config(), "step is 12 and 13"),
+        (12, _config(flip=True), "eval is .* and .*'flip': True"),
+        (None, None, "step is 12 and None"),
+    ],
+)
+def test_a_folder_that_mixes_predictions_is_refused(
+    saved, tmp_path, monkeypatch, step, asked, expected
+):
+    for path in saved.glob("image*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    if step:
+        saver(tmp_path, step, Noise.classes, settings(asked))("image3", np.zeros(SIZES[3]))
+    else:
+        Image.fromarray(np.zeros(SIZES[3], np.uint8)).save(tmp_path / "image3.png")
+    with pytest.raises(InputError, match=rf"image0\.png and .*image3\.png .*: {expected}"):
+        rescore(_open(monkeypatch), tmp_path)
+    assert not (tmp_path / "eval.json").exists()
+
+
+def test_the_first_process_alone_reports_saved_predictions(saved, evaluated, monkeypatch, tmp_path):
+    for path in saved.glob("image*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: evaluated)
+    monkeypatch.setattr(evaluation.jax, "process_index", lambda: 1)
+    assert rescore(_open(monkeypatch), tmp_path) == 0
+    assert not (tmp_path / "eval.json").exists()
+
+
+@pytest.mark.parametrize("buckets", [8, 1])
+def test_an_image_smaller_than_a_window_is_named_before_any_is_read(variables, buckets):
+    """In a bucket of larger images, too."""
+
+    class Unread(Noise):
+        def __getitem__(self, index: int) -> dict:
+            raise AssertionError("read")
+
+        def image_name(self, index: int) -> str:
+            return f"image{index}"
+
+    config = _config(mode="slide", crop=(10, 10), buckets=buckets)
+    message = r"image1: an image of \(9, 8\) is smaller than one window of \(10, 10\)"
+    with pytest.raises(InputError, match=message):
+        _evaluate(config, variables, Unread([(17, 23), (9, 8), (9, 30)]))
+
+
+def test_compilations_are_counted_and_not_inferred(variables):
+    config = _config()
+    mesh = make_mesh(config.mesh)
+    step = make_eval_step(config, mesh)
+    results = [evaluate(step, variables, Noise(), config, mesh) for _ in range(2)]
+    assert [result.compilations for result in results] == [3, 0]
+
+
+def test_a_file_whose_pixels_are_not_as_many_as_its_header_says_is_named(variables):
+    class Lying(Noise):
+        def size(self, index: int) -> tuple[int, int]:
+            return self.sizes[index][::-1] if index == 3 else self.sizes[index]
+
+    message = r"image3 has \(9, 30\) pixels \(height, width\), but its header says \(30, 9\)"
+    with pytest.raises(InputError, match=message):
+        _evaluate(_config(), variables, Lying())
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_the_verb_scores_boundaries_unless_told_not_to(tiny_run, few_scenes, tmp_path, told):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    predictions = tmp_path / "run" / "predictions" / "val"
+    off = ["--config.eval.boundary=false"] if told else []
+    where = ["--workdir", str(tmp_path / "run")]
+    assert run(["eval", *where, "--save_predictions", *off]) == 0
+    assert run(["eval", *where, "--predictions", str(predictions), *off]) == 0
+    for folder in (tmp_path / "run", predictions):
+        summary = json.loads((folder / "eval.json").read_text())
+        assert ("BF" in summary) != told and summary["eval"]["mode"] == "whole"

@@ -13,7 +13,6 @@ from jaxseg import inference, models
 from jaxseg.config import default
 from jaxseg.errors import InputError
 from jaxseg.inference import buckets, make_infer, starts
-from jaxseg.ops import crf
 from jaxseg.sharding import make_mesh, replicated
 
 K = 4
@@ -208,13 +207,21 @@ def test_overlap_tiles_of_a_valid_network_are_its_answer_to_the_whole_image(aver
     _agree(_run(config, variables, image), _softmax(whole["logits"]))
 
 
-def test_the_default_window_is_what_a_training_crop_labels():
+@pytest.mark.parametrize(("train", "labelled"), [(572, 388), (600, 404), (188, 4)])
+def test_the_default_window_is_the_largest_that_a_training_crop_labels(train, labelled):
+    """U-Net, section 2: of 572 pixels it labels 388; the next sizes up are 588 and 604."""
+    model = SimpleNamespace(fit=models.unet.Model(num_classes=2).fit)
     config = _config({"mode": "slide"}, padding="valid")
-    config.data.crop = (34, 34)
-    model, _, _ = models.build(config)
-    (crop, _), stride = inference.windows(config, model.fit)
-    assert model.fit((crop, crop)) == (34, 34) and crop < 34
-    assert stride == (-(-2 * crop // 3),) * 2
+    config.data.crop = (train, 572)
+    crop, stride = inference.windows(config, model.fit)
+    assert crop == (labelled, 388) and stride == (-(-2 * labelled // 3), 259)
+    assert model.fit(crop) <= (train, 572) < model.fit((labelled + 1, 389))
+
+
+def test_a_training_crop_that_labels_nothing_makes_no_window():
+    config = _config({"mode": "slide"}, padding="valid")
+    with pytest.raises(InputError, match=r"no window fits data.crop \(16, 16\): .* Set eval.crop"):
+        make_infer(config)
 
 
 def test_a_side_shorter_than_the_window_is_mirrored(variables):
@@ -452,27 +459,6 @@ def test_all_views_of_a_pixel_are_of_that_pixel(monkeypatch, size, mode):
     np.testing.assert_allclose(out["logits"], x @ weight, atol=1e-4)
 
 
-def test_a_crf_follows_and_looks_at_the_image_without_its_padding(variables, monkeypatch):
-    mine = {**crf.PARAMETERS["pydensecrf"], "iterations": 2, "method": "exact"}
-    monkeypatch.setitem(crf.PARAMETERS, "mine", mine)
-    image = _image(18, 20)
-    image[:, :, 10:] //= 4
-    grown = np.pad(image, [(0, 0), (0, 6), (0, 4), (0, 0)], mode="symmetric")
-    said = _run(_config(), variables, grown)["logits"][0, :18, :20]
-    expected = crf.mean_field(-jax.nn.log_softmax(said), image[0], **mine)
-    out = _run(_config({"crf": "mine"}), variables, grown, extent=np.array([[18, 20]]))
-    cut = {k: v[:, :18, :20] if v.ndim > 1 else v for k, v in out.items()}
-    _agree(cut, np.asarray(expected)[None], atol=1e-4)
-    assert (cut["semantic"][0] != said.argmax(-1)).any()
-
-
-def test_a_crf_needs_colours():
-    config = _config({"crf": "pydensecrf"})
-    config.data.channels, config.data.mean, config.data.std = 2, (0.0, 0.0), (1.0, 1.0)
-    with pytest.raises(InputError, match="data.channels is 2: needs 1 or 3"):
-        make_infer(config)
-
-
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 @pytest.mark.parametrize("flip", [False, True])
 def test_answers_that_are_not_finite_are_told_by_image(monkeypatch, mode, flip):
@@ -483,3 +469,31 @@ def test_answers_that_are_not_finite_are_told_by_image(monkeypatch, mode, flip):
     for logits in (False, True):
         out = _run(config, {"params": {}}, image, logits=logits)
         assert out["finite"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_minus_infinity_is_not_finite_even_where_probabilities_are_averaged(monkeypatch, mode):
+    """A softmax makes a 0 of it."""
+    logits = {"logits": jnp.zeros((1, 12, 12, K)).at[0, 3, 4, 0].set(-jnp.inf)}
+    network = SimpleNamespace(apply=lambda variables, x, train: logits)
+    built = (network, None, models.build(_config())[2])
+    monkeypatch.setattr(inference, "models", SimpleNamespace(build=lambda config: built))
+    config = _config({"mode": mode, "crop": (12, 12), "flip": True})
+    for keep in (False, True):
+        out = _run(config, {"params": {}}, _image(12, 12), logits=keep)
+        assert out["finite"].tolist() == [False]
+
+
+def test_another_output_stride_gives_the_logits_of_a_network_built_at_it():
+    """With the same weights, which a run trained at stride 16 has."""
+    trained, asked = _atrous(0), _atrous(8)
+    built = _atrous(0)
+    built.model.backbone.output_stride = 8
+    model, _, predict = models.build(built)
+    variables = _variables(trained)
+    image = _image(65, 65)
+    x = jnp.float32((image - np.array(built.data.mean)) / np.array(built.data.std))
+    expected = jax.jit(lambda v, x: predict(model.apply(v, x, train=False), x)["logits"])
+    out = _run(asked, variables, image)
+    np.testing.assert_allclose(out["logits"], expected(variables, x), atol=1e-4)
+    assert np.abs(out["logits"] - _run(trained, variables, image)["logits"]).max() > 1e-3

@@ -1,11 +1,13 @@
 """Scores near boundaries against erosion by hand, and against all distances one by one."""
 
+import re
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from jaxseg.ops import boundary
 
@@ -222,3 +224,89 @@ def test_distance_in_steps_of_a_king(most):
     for found, one in zip(boundary.distance(jnp.asarray(mask), most), mask, strict=True):
         steps = np.abs(at[:, None] - np.argwhere(one)[None]).max(2).min(1)
         np.testing.assert_array_equal(found, np.minimum(steps, most).reshape(one.shape))
+
+
+def _mean_ratio(parts: list, wholes: list) -> float | None:
+    """The mean of part / whole over the classes that are there."""
+    ratios = [p / w for p, w in zip(parts, wholes, strict=True) if w]
+    return float(np.mean(ratios)) if ratios else None
+
+
+def _image_f1(contours: np.ndarray) -> float | None:
+    values = []
+    for hit, found, hit_truth, truth in np.transpose(contours).tolist():
+        if truth:
+            precision, recall = hit / found if found else 0, hit_truth / truth
+            both = precision + recall
+            values.append(2 * precision * recall / both if both else 0)
+    return float(np.mean(values)) if values else None
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_scores_of_all_images_are_those_of_counting_without_jax(seed):
+    batch = _batch(seed)
+    out = jax.device_get(counts(*batch))
+    scores = boundary.scores(out["bands"].sum(0), out["rings"].sum(0))
+    cut = [_cut(*item) for item in zip(*batch, strict=True)]
+    both, truth, found = np.sum([_bands(*item) for item in cut], axis=0).tolist()
+    union = [t + f - b for b, t, f in zip(both, truth, found, strict=True)]
+    assert scores["mBoundaryIoU"] == pytest.approx(_mean_ratio(both, union), rel=1e-12)
+    for found_iou, b, u in zip(scores["boundary_IoU"], both, union, strict=True):
+        assert found_iou == (pytest.approx(b / u, rel=1e-12) if u else None)
+    for width, value in zip(boundary.TRIMAP, scores["trimap"], strict=True):
+        hit, true, said = np.sum([_ring(*item, width) for item in cut], axis=0).tolist()
+        union = [t + s - h for h, t, s in zip(hit, true, said, strict=True)]
+        assert value == pytest.approx(_mean_ratio(hit, union), rel=1e-12)
+    for contours, item in zip(out["contours"], cut, strict=True):
+        expected = _image_f1(_contours(*item))
+        assert boundary.image_f1(contours) == pytest.approx(expected, rel=1e-12)
+
+
+def _ring(prediction: np.ndarray, label: np.ndarray, width: int) -> list[list[int]]:
+    """Hits, truth and predictions of each class at most `width` king's steps from another label."""
+    nearest = np.full(label.shape, 10**6)
+    for value in np.unique(label):
+        if (label != value).any():
+            steps = ndimage.distance_transform_cdt(label == value, "chessboard")
+            nearest = np.where(label == value, steps, nearest)
+    kept = (nearest <= width) & (label != 255)
+    masks = [(label == prediction, label), (True, label), (True, prediction)]
+    return [[(kept & m & (x == k)).sum() for k in range(K)] for m, x in masks]
+
+
+def _near(ours: np.ndarray, theirs: np.ndarray, reach: int) -> np.ndarray:
+    """Whether the squared distance from each class of `ours` to it in `theirs` is at most reach."""
+    found = np.zeros(ours.shape, bool)
+    for k in np.intersect1d(ours[ours >= 0], theirs):
+        far = ndimage.distance_transform_edt(theirs != k)
+        found |= (ours == k) & (np.rint(far**2) <= reach)
+    return found
+
+
+@pytest.mark.parametrize("classes", [1, 3, 32, 33, 150])
+@pytest.mark.parametrize("shape", [(40, 61), (1, 30), (33, 2)])
+def test_marks_near_marks_of_their_class_for_every_reach(classes, shape):
+    """A reach for each image, up to that of the largest: every disk up to radius 8."""
+    reaches = np.array([0, 1, 2, 3, 4, 5, 8, 9, 10, 13, 24, 25, 26, 50, 63, 64], np.int32)
+    rng = np.random.default_rng(classes)
+    marks = rng.integers(0, classes, (2, len(reaches), *shape))
+    marks[rng.random(marks.shape) < 0.9] = -1
+    marks = marks.astype(np.int32)
+    out = boundary._near(*map(jnp.asarray, marks), reaches[:, None, None], 64, classes)
+    for which, found in enumerate(out):
+        ours, theirs = marks[which], marks[1 - which]
+        expected = [_near(*item) for item in zip(ours, theirs, reaches, strict=True)]
+        np.testing.assert_array_equal(found & (ours >= 0), expected)
+    assert shape != (40, 61) or 0 < np.mean(out[0])
+
+
+def test_the_steps_of_matching_contours_grow_with_the_radius_alone():
+    """Of the disk's area, or the classes that are not there, nothing is left."""
+
+    def steps(height: int, width: int) -> int:
+        label = jax.ShapeDtypeStruct((1, height, width), jnp.int32)
+        size = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+        jaxpr = jax.make_jaxpr(partial(boundary.counts, num_classes=K))(label, label, size)
+        return max(int(n) for n in re.findall(r"length=(\d+)", str(jaxpr)))
+
+    assert steps(1024, 2048) < 50 and steps(8192, 8192) < 240

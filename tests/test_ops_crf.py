@@ -146,10 +146,10 @@ def test_uniform_stays_uniform(method, normalization):
 def test_constant_stays_constant_with_pixel_normalization_alone(method):
     unary = np.broadcast_to(np.float32([0.4, 1.1, 2.0]), (9, 12, 3))
     image = picture(9, 12)
-    q = mean_field(
-        unary, image, method=method, normalization="pixel", **SETTINGS | {"iterations": 1}
-    )
-    assert np.ptp(q, axis=(0, 1)).max() < 1e-5
+    for iterations in (1, 10):
+        settings = SETTINGS | dict(iterations=iterations, normalization="pixel")
+        q = mean_field(unary, image, method=method, **settings)
+        assert np.ptp(q, axis=(0, 1)).max() < 1e-5
     q = mean_field(unary, image, method=method, **SETTINGS | {"iterations": 1})
     assert np.ptp(q, axis=(0, 1)).max() > 1e-3
 
@@ -368,6 +368,7 @@ def test_names_are_checked():
         (dict(w_bilateral=np.ones(3)), r"w_bilateral \(3,\) has to be a number or \(2,\)"),
         (dict(w_gaussian=np.inf), "w_gaussian inf has to be finite"),
         (dict(sigma_rgb=0.001, sigma_xy=0.001), "too small for the permutohedral method"),
+        (dict(sigma_gamma=1e-10), "sigma_gamma 1e-10 too small for the permutohedral method"),
     ],
 )
 def test_bad_input_is_one_message(change, message):

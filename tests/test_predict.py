@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ import jaxseg
 from jaxseg.data.colours import colourise, read_note
 from jaxseg.data.sources import Shapes
 from jaxseg.errors import InputError
-from jaxseg.predict import Formats, Predictor, collect, predict
+from jaxseg.predict import PLAIN, Formats, Predictor, collect, predict
 
 ARRAYS = Formats(logits=True)
 SIZES = [(17, 23), (32, 32), (1, 1), (40, 5)]
@@ -74,7 +76,7 @@ def test_a_mirrored_view_is_an_image_too(predictor):
         np.zeros((8, 8, 1), np.uint8),
         np.zeros((8, 8, 4), np.uint8),
         np.zeros((1, 8, 8, 3), np.uint8),
-        np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8, 3), np.float64),
         np.zeros((8, 8, 3), np.int64),
         np.zeros((0, 8, 3), np.uint8),
     ],
@@ -351,3 +353,106 @@ def test_a_run_from_before_the_settings_takes_their_defaults(tiny_run, predictor
     old = jaxseg.load(tmp_path / "run")
     assert old.config.eval.mode == "whole" and old.config.eval.batch == 8
     np.testing.assert_array_equal(old(_image((9, 9))).logits, predictor(_image((9, 9))).logits)
+
+
+FLIP = {"overrides": [("eval.flip", "true")]}
+
+
+def test_logits_of_another_step_or_other_settings_are_never_taken_for_those_of_now(
+    tiny_run, tmp_path, capsys
+):
+    image, out = _save(tmp_path / "a.png"), tmp_path / "out"
+    every = Formats(logits=True, probabilities=True)
+    predict(tiny_run, [image], out, every)
+    predict(tiny_run, [image], out, **FLIP)  # as after more training: the label alone is of now
+    assert sorted(p.name for p in out.iterdir()) == ["a.png", "a_overlay.png"]
+    predict(tiny_run, [image], out, every, **FLIP)
+    expected = Predictor(tiny_run, **FLIP)(_read(image)).logits
+    with np.load(out / "a.npz") as stored:
+        np.testing.assert_array_equal(stored["logits"], expected)
+    assert "labelled: 1" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_an_interrupted_prediction_leaves_no_label_over_files_of_others(
+    tiny_run, tmp_path, monkeypatch
+):
+    image, out = _save(tmp_path / "a.png"), tmp_path / "out"
+    predict(tiny_run, [image], out, ARRAYS)
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxseg.predict.colours.save_label", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            predict(tiny_run, [image], out, ARRAYS, **FLIP)
+    predict(tiny_run, [image], out, ARRAYS)
+    with np.load(out / "a.npz") as stored:
+        np.testing.assert_array_equal(stored["logits"], Predictor(tiny_run)(_read(image)).logits)
+
+
+def test_formats_of_the_same_settings_add_up(tiny_run, tmp_path, capsys):
+    image, out = _save(tmp_path / "a.png"), tmp_path / "out"
+    both = Formats(logits=True, probabilities=True)
+    for formats, work in ((ARRAYS, 1), (Formats(probabilities=True), 1), (both, 0), (PLAIN, 0)):
+        predict(tiny_run, [image], out, formats)
+        assert f"labelled: {work}" in capsys.readouterr().out
+    assert (out / "a.npz").exists() and (out / "a_probabilities.npz").exists()
+
+
+def test_an_answer_that_is_not_finite_is_refused_with_the_image(tiny_run, tmp_path, monkeypatch):
+    class Broken(Predictor):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.variables["params"]["classifier"]["bias"] *= jnp.nan
+
+    monkeypatch.setattr("jaxseg.predict.Predictor", Broken)
+    with pytest.raises(InputError, match=r"answer to .*/a\.png is not finite \(NaN"):
+        predict(tiny_run, [_save(tmp_path / "a.png")], tmp_path / "out")
+
+
+@pytest.mark.parametrize("buckets", ["8", "1"])
+def test_an_image_smaller_than_a_window_is_named_before_any_is_labelled(
+    tiny_run, tmp_path, buckets
+):
+    """In a bucket of larger images, too."""
+    _save(tmp_path / "in" / "a.png", (40, 40))
+    _save(tmp_path / "in" / "b.png", (9, 8))
+    asked = [("eval.mode", "slide"), ("eval.crop", "(16,16)"), ("eval.buckets", buckets)]
+    with pytest.raises(InputError, match=r"in/b\.png: an image of \(9, 8\) is smaller than"):
+        predict(tiny_run, [tmp_path / "in"], tmp_path / "out", overrides=asked)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_whose_pixels_are_not_as_many_as_its_header_says_is_named(
+    tiny_run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("jaxseg.predict.files.image_size", lambda path: (23, 17))
+    message = r"a\.png has \(17, 23\) pixels \(height, width\), but its header says \(23, 17\)"
+    with pytest.raises(InputError, match=message):
+        predict(tiny_run, [_save(tmp_path / "a.png")], tmp_path / "out")
+
+
+def test_images_of_8_and_16_bits_compile_once_and_say_what_they_say_alone(
+    tiny_run, tmp_path, capsys
+):
+    _save(tmp_path / "in" / "a.png")
+    deep = np.random.default_rng(0).integers(0, 65536, (17, 23), np.uint16)
+    Image.fromarray(deep).save(tmp_path / "in" / "b.png")
+    predict(tiny_run, [tmp_path / "in"], tmp_path / "out", ARRAYS)
+    assert "images: 2, labelled: 2, compilations: 1" in capsys.readouterr().out
+    for name in "ab":
+        predict(tiny_run, [tmp_path / "in" / f"{name}.png"], tmp_path / "alone", ARRAYS)
+        with (
+            np.load(tmp_path / "out" / f"{name}.npz") as x,
+            np.load(tmp_path / "alone" / f"{name}.npz") as y,
+        ):
+            np.testing.assert_allclose(x["logits"], y["logits"], atol=1e-5)
+
+
+def test_a_terminal_shows_one_line_that_changes(tiny_run, tmp_path, monkeypatch, capsys):
+    for name in "ab":
+        _save(tmp_path / "in" / f"{name}.png")
+    predict(tiny_run, [tmp_path / "in" / "a.png"], tmp_path / "out")
+    capsys.readouterr()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    predict(tiny_run, [tmp_path / "in"], tmp_path / "out")
+    first, last, _ = capsys.readouterr().out.split("\n")
+    pattern = r"\r\x1b\[K2/2  .*b\.png -> .*out/b\.png  [\d.]+ images/s  ETA 0:00"
+    assert re.fullmatch(pattern, first) and last.startswith("images: 2, labelled: 1")

@@ -139,6 +139,8 @@ def eval_batches(
 def extend(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """image [h,w,C] -> [*shape,C]: mirrored at its lower and right border, again and again."""
     pads = [(0, n - h) for n, h in zip(shape, image.shape[:2], strict=True)]
+    if image.shape[:2] == tuple(shape):  # without a copy
+        return image
     return np.pad(image, [*pads, (0, 0)], mode="symmetric")
 
 

@@ -65,10 +65,11 @@ def counts(
     bands = [(in_truth & in_predicted & hit, truth), (in_truth, truth), (in_predicted, predicted)]
 
     outlines = [changes(x, inside, FOUR) & ~void for x in (predicted, truth)]
-    marks = [jnp.where(o, x, ignore) for o, x in zip(outlines, (predicted, truth), strict=True)]
+    marks = [jnp.where(o, x, -1) for o, x in zip(outlines, (predicted, truth), strict=True)]
     # 0.75 % squared is 9 / 160000; in two parts, since 9 times the square may pass int32
     reach = square // 160_000 * 9 + square % 160_000 * 9 // 160_000
-    found = _near(*marks, reach, _disk(label.shape[1:]), ignore)
+    most = (label.shape[1] ** 2 + label.shape[2] ** 2) * 9 // 160_000
+    found = _near(*marks, reach, most, num_classes)
     contours = []
     for outline, match, x in zip(outlines, found, (predicted, truth), strict=True):
         contours += [(outline & match, x), (outline, x)]
@@ -111,38 +112,55 @@ def _shift(x: jax.Array, down: int, right: int) -> jax.Array:
     return jax.lax.pad(x, jnp.zeros((), x.dtype), pads)
 
 
-def _disk(shape: tuple[int, int]) -> np.ndarray:
-    """(down, right, squared length) of all steps up to 0.75 % of a diagonal, int32 [n,3]."""
-    most = (shape[0] ** 2 + shape[1] ** 2) * 9 // 160_000
-    side = np.arange(-math.isqrt(most), math.isqrt(most) + 1)
-    down, right = (axis.ravel() for axis in np.meshgrid(side, side, indexing="ij"))
-    length = down**2 + right**2
-    return np.stack([down, right, length], axis=1)[length <= most].astype(np.int32)
-
-
 def _near(
-    ours: jax.Array, theirs: jax.Array, reach: jax.Array, disk: np.ndarray, ignore: int
+    ours: jax.Array, theirs: jax.Array, reach: jax.Array, most: int, num_classes: int
 ) -> tuple[jax.Array, jax.Array]:
     """Whether each marked pixel of one has the same mark of the other near, bool [B,H,W] twice.
 
-    ours, theirs: marks [B,H,W], `ignore` = none; reach: the largest squared distance, [B,1,1].
+    ours, theirs: marks [B,H,W], -1 = none. reach: int32 [B,1,1], the largest squared
+    distance, at most `most`. The classes are bits of a word, 32 in each, so that all spread at
+    once.
     """
-    edge = int(np.abs(disk[:, :2]).max())
-    pads = [(0, 0), (edge, edge), (edge, edge)]
-    wide = [jnp.pad(x, pads, constant_values=ignore) for x in (theirs, ours)]
-    table = jnp.asarray(disk)
 
-    def step(i: int, found: tuple) -> tuple:
-        down, right, length = table[i]
-        allowed = length <= reach
-        at = (0, edge + down, edge + right)
-        return tuple(
-            f | (allowed & (jax.lax.dynamic_slice(w, at, x.shape) == x))
-            for f, w, x in zip(found, wide, (ours, theirs), strict=True)
+    def look(word: jax.Array, found: tuple) -> tuple:
+        mine, other = (_bits(marks, word, num_classes) for marks in (ours, theirs))
+        return (
+            found[0] | (mine & _spread(other, reach, most) != 0),
+            found[1] | (other & _spread(mine, reach, most) != 0),
         )
 
     nothing = jnp.zeros(ours.shape, bool)
-    return jax.lax.fori_loop(0, len(disk), step, (nothing, nothing))
+    return jax.lax.fori_loop(0, -(-num_classes // 32), look, (nothing, nothing))
+
+
+def _bits(marks: jax.Array, word: jax.Array, num_classes: int) -> jax.Array:
+    """uint32 [B,H,W]: bit k where marks [B,H,W] are class 32 word + k."""
+    bit = marks - 32 * word
+    held = (bit >= 0) & (bit < 32) & (marks < num_classes)
+    return jnp.where(held, jnp.uint32(1) << jnp.where(held, bit, 0).astype(jnp.uint32), 0)
+
+
+def _spread(x: jax.Array, reach: jax.Array, most: int) -> jax.Array:
+    """The union of uint32 [B,H,W] over the disk around each pixel, of squared radius `reach`.
+
+    A disk is a pile of rectangles 2w + 1 wide and 2h + 1 high, whose corners (w, h) are the steps
+    of a walk along its rim, from (0, radius) to (radius, 0). On the way, `wide` holds x spread by w
+    to either side, and `out` the rectangles so far, that have yet to spread by h up and down. So
+    the disk takes about 4 radii of shifts by a pixel, whatever the classes.
+    """
+
+    def step(_: int, state: tuple) -> tuple:
+        wide, out, w, h = state
+        fits = (w + 1) ** 2 + h**2 <= reach
+        wider = wide | _shift(wide, 0, 1) | _shift(wide, 0, -1)
+        higher = out | _shift(out, 1, 0) | _shift(out, -1, 0)
+        wide = jnp.where(fits, wider, wide)
+        out = jnp.where(fits, out | wider, jnp.where(h > 0, higher, out))
+        return wide, out, w + fits, jnp.where(fits, h, jnp.maximum(h - 1, 0))
+
+    radius = jnp.sqrt(reach.astype(jnp.float32)).astype(jnp.int32)  # exact: far below 2^24
+    start = (x, x, jnp.zeros_like(radius), radius)
+    return jax.lax.fori_loop(0, 2 * math.isqrt(most), step, start)[1]
 
 
 def _per_class(

@@ -120,8 +120,8 @@ def mean_field(
     sigmas = {"sigma_xy": sigma_xy, "sigma_rgb": sigma_rgb, "sigma_gamma": sigma_gamma}
     weights = {"w_bilateral": w_bilateral, "w_gaussian": w_gaussian}
     _check_numbers(unary.shape[2], iterations, weights, sigmas)
-    if method == "permutohedral" and not (_traced(sigma_xy) or _traced(sigma_rgb)):
-        _check_fit(image.shape, sigma_xy, sigma_rgb)
+    if method == "permutohedral":
+        _check_fit(image.shape, sigmas)
     valid = np.ones(unary.shape[:2], bool) if valid is None else valid
     return _mean_field(
         jnp.asarray(unary, jnp.float32),
@@ -134,6 +134,25 @@ def mean_field(
         symmetric=normalization == "symmetric",
         exact=method == "exact",
     )
+
+
+def check(classes: int, settings: dict) -> None:
+    """Raises InputError for keyword arguments that `mean_field` would refuse for so many classes.
+
+    settings: as a file may hold them: numbers, lists of numbers and names.
+    """
+    names = ("normalization", "method")
+    for name, value in settings.items():
+        try:
+            if name not in names and value is not None:
+                np.asarray(value, np.float32)
+        except (TypeError, ValueError):
+            raise InputError(f"{name} {value!r} has to be a number") from None
+    _check_names(settings.get("normalization", "symmetric"), settings.get("method") or "exact")
+    weights = {name: settings[name] for name in ("w_bilateral", "w_gaussian")}
+    sigmas = {name: settings[name] for name in ("sigma_xy", "sigma_rgb", "sigma_gamma")}
+    _check_numbers(classes, settings["iterations"], weights, sigmas)
+    _check_compatibility(classes, settings.get("compatibility"))
 
 
 @partial(jax.jit, static_argnames=("iterations", "symmetric", "exact"))
@@ -328,6 +347,14 @@ def _check_arrays(
         )
     if valid is not None and (np.shape(valid) != (height, width) or valid.dtype != bool):
         raise InputError(f"valid {np.shape(valid)} has to be ({height}, {width}) bool")
+    _check_compatibility(classes, compatibility)
+    if not _finite(unary):
+        raise InputError(
+            "unary has NaN or infinite values: clip probabilities before -log, say to 1e-8"
+        )
+
+
+def _check_compatibility(classes: int, compatibility: jax.Array | None) -> None:
     if compatibility is not None and np.shape(compatibility) != (classes, classes):
         raise InputError(
             f"compatibility {np.shape(compatibility)} has to be ({classes}, {classes}), "
@@ -335,10 +362,6 @@ def _check_arrays(
         )
     if compatibility is not None and not _finite(compatibility):
         raise InputError("compatibility has NaN or infinite values")
-    if not _finite(unary):
-        raise InputError(
-            "unary has NaN or infinite values: clip probabilities before -log, say to 1e-8"
-        )
 
 
 def _check_numbers(
@@ -356,10 +379,17 @@ def _check_numbers(
             raise InputError(f"{name} {sigma} has to be a positive number")
 
 
-def _check_fit(shape: tuple[int, ...], sigma_xy: float, sigma_rgb: float) -> None:
-    span = _extent(shape) / np.repeat([float(sigma_xy), float(sigma_rgb)], [2, 3])
-    if not permutohedral.fits(span, shape[0] * shape[1]):
-        raise InputError(
-            f"sigma_xy {sigma_xy} and sigma_rgb {sigma_rgb} are too small for the permutohedral "
-            f'method on {shape[0]}x{shape[1]} pixels: use larger ones or method="exact"'
-        )
+def _check_fit(shape: tuple[int, ...], sigmas: dict[str, float]) -> None:
+    """Raises InputError where a lattice has more vertices than 64 bits can tell apart."""
+    bilateral = ("sigma_xy", "sigma_xy", "sigma_rgb", "sigma_rgb", "sigma_rgb")
+    for names in (bilateral, ("sigma_gamma",) * 2):
+        used = {name: sigmas[name] for name in names}
+        if any(map(_traced, used.values())):
+            continue
+        span = _extent(shape)[: len(names)] / np.array([float(used[name]) for name in names])
+        if not permutohedral.fits(span, shape[0] * shape[1]):
+            few = ", ".join(f"{name} {value}" for name, value in used.items())
+            raise InputError(
+                f"{few} too small for the permutohedral method on {shape[0]}x{shape[1]} "
+                'pixels: use larger ones or method="exact"'
+            )
