@@ -145,7 +145,11 @@ def peers(source, seconds: float) -> None:
         if not importlib.util.find_spec(name):
             print(f"  {name} is not installed")
             continue
-        work = make()
+        try:
+            work = make()
+        except Exception as error:  # torch and torchvision must fit each other
+            print(f"  {name} cannot be used: {error}")
+            continue
         alone = rate(lambda i, work=work: work(*files[i % len(files)]), seconds)
         print(f"  {f'{name}, one thread':34} {alone:8.0f} images/s")
         for workers in (1, 2):
