@@ -138,7 +138,8 @@ def train_step(
 def augment_batch(batch: dict[str, jax.Array], step: jax.Array, config: ConfigDict) -> dict:
     """The batch of that step as the network sees it: what the host left to do is done here.
 
-    It depends on train.seed, the step and the examples' places in the batch alone.
+    It depends on train.seed, the step and the examples' positions in the stream
+    alone.
     """
     if config.data.augment_on == "host":
         return batch
@@ -293,6 +294,8 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
                     return STOPPED
                 if step == last or due(step, every.eval_every):
                     validate(step, log)
+    if isinstance(source, SkipBad) and source.bad:
+        say(source.summary())
     return 0
 
 
