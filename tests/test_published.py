@@ -116,8 +116,8 @@ def test_torchvisions_networks_count_as_published_with_their_auxiliary_heads(nam
     [  # 1e9 MACs of the ImageNet classifier, of which so many channels times 1000 come after
         ("resnet18", {}, 224, 1.814, 512),
         ("resnet34", {}, 224, 3.664, 512),
-        # torchvision's 4.089 and 7.801 with the other stem, 112 x 112 x (28,512 - 9,408); model zoos
-        # give 4.36 and 8.09, for they count norms too.
+        # torchvision's 4.089 and 7.801 with the other stem, 112 x 112 x (28,512 - 9,408). The
+        # 4.36 and 8.09 of a model zoo are not those of the convolutions alone.
         ("resnet50", {"stem": "v1c"}, 224, 4.329, 2048),
         ("resnet50", {"stem": "v1d"}, 224, 4.329, 2048),
         ("resnet101", {"stem": "v1c"}, 224, 8.041, 2048),
