@@ -388,3 +388,22 @@ def test_under_jit_sigmas_that_are_too_small_give_nan():
 
     assert np.isfinite(run(5.0)).all()
     assert np.isnan(run(0.001)).all()
+
+
+@normalizations
+@pytest.mark.parametrize("sigmas", [(5.0, 40.0, 3.0), (8.0, 40.0, 3.0), (8.0, 100.0, 3.0)])
+def test_permutohedral_messages_are_those_of_all_pairs_on_smooth_inputs(normalization, sigmas):
+    """Within 2 %, but for the five-dimensional filter with symmetric normalisation: a root of the
+    lattice's mass is left in it, which is uneven by 2 to 4 % on any input."""
+    height, width = 48, 64
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    image = np.stack([60 + 2 * x, 60 + 2 * y, 150 - x - y], -1).astype(np.uint8)
+    waves = [np.sin(x / 15), np.cos(y / 12), np.sin((x + y) / 20), np.cos((x - y) / 18)]
+    q = jax.nn.softmax(jnp.stack(waves, -1))
+    valid, symmetric = jnp.ones((height, width), bool), normalization == "symmetric"
+    given = (jnp.asarray(image), valid, symmetric, *jnp.float32(sigmas))
+    off = [
+        float(jnp.linalg.norm(ours(q) - wanted(q)) / jnp.linalg.norm(wanted(q)))
+        for ours, wanted in zip(crf._permutohedral(*given), crf._exact(*given), strict=True)
+    ]
+    assert off[0] < (0.03 if symmetric else 0.02) and off[1] < 0.02
