@@ -7,7 +7,8 @@ mend ends in one message and exit code 2.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -86,6 +87,11 @@ def parser(verb: str) -> Parser:
             help="also WORKDIR/predictions/SPLIT/NAME.png, indexed",
         )
         p.add_argument(
+            "--submission",
+            action="store_true",
+            help="with --save_predictions also submission/NAME.png, in the benchmark's ids",
+        )
+        p.add_argument(
             "--predictions",
             type=Path,
             metavar="DIR",
@@ -109,13 +115,25 @@ def parser(verb: str) -> Parser:
             help="also NAME_probabilities.npz, float32 [H,W,K]",
         )
         p.add_argument(
+            "--save_alpha",
+            action="store_true",
+            help="also NAME_alpha.png, grey: the probability of the second of two classes",
+        )
+        p.add_argument(
             "--legend", action="store_true", help="also legend.png, the classes' colours"
+        )
+        p.add_argument(
+            "--submission",
+            action="store_true",
+            help="also submission/NAME.png, with the ids that the benchmark's server expects",
         )
         p.add_argument(
             "--part", default="1/1", metavar="I/N", help="as the I-th of N processes, from 1"
         )
     if verb == "check":
         p.add_argument("--data", metavar="NAME_OR_FOLDER", help="as data.dataset: all its splits")
+        p.add_argument("--root", default="", metavar="DIR", help="as data.root, with --data")
+        p.add_argument("--channels", type=int, default=3, help="as data.channels, with --data")
         p.add_argument("--json", action="store_true", help="one JSON object")
     if verb == "pack":
         p.add_argument("--dataset", required=True, metavar="NAME_OR_FOLDER", help="as data.dataset")
@@ -195,26 +213,40 @@ def run(argv: Sequence[str]) -> int:
     # A word less from the compiler's C++ side; errors still show.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from jaxseg.experiment import resolve
+    from jaxseg.models import learns
+    from jaxseg.workdir import load_config
 
     if verb == "train":
-        from jaxseg.train import train
+        config = resolve(args.config, overrides)
+        if learns(config):
+            from jaxseg.train import train
+        else:
+            from jaxseg.regions import train
 
-        return train(resolve(args.config, overrides), args.workdir, args.dry_run)
+        return train(config, args.workdir, args.dry_run)
     if verb == "eval":
         return evaluate(args, overrides)
     if verb == "predict":
-        from jaxseg.predict import Formats, predict
+        from jaxseg.predict import Formats
 
-        formats = Formats(args.save_logits, args.save_probabilities)
+        if learns(load_config(args.workdir)):
+            from jaxseg.predict import predict
+        else:
+            from jaxseg.regions import predict
+
+        formats = Formats(args.save_logits, args.save_probabilities, args.save_alpha)
         part = parse_part(args.part)
-        return predict(args.workdir, args.input, args.output, formats, args.legend, part, overrides)
+        labelled = partial(
+            predict, args.workdir, args.input, args.output, formats, args.legend, part
+        )
+        return submitting(args, args.output, lambda: labelled(overrides))
     if verb == "check":
         from jaxseg.check import check
 
         if (args.config is None) == (args.data is None):
             raise InputError("check needs --config FILE or --data NAME_OR_FOLDER, one of them")
         if args.data:
-            return check(args.data, [], as_json=args.json)
+            return check(args.data, [], args.root, args.channels, args.json)
         data = resolve(args.config, overrides).data
         splits = list(dict.fromkeys([data.train_split, data.eval_split]))
         return check(data.dataset, splits, data.root, data.channels, args.json)
@@ -251,27 +283,58 @@ def run(argv: Sequence[str]) -> int:
 
 def evaluate(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """The verb `eval`: of a run, or of saved predictions."""
+    from jaxseg.models import learns
+    from jaxseg.workdir import load_config
+
     if args.predictions is None:
         if args.workdir is None or args.config:
             raise InputError("eval needs --workdir DIR, or --predictions DIR of labels to score")
-        from jaxseg.train import score
+        if learns(load_config(args.workdir)):
+            from jaxseg.train import score
+        else:
+            from jaxseg.regions import score
 
-        return score(args.workdir, args.split, args.save_predictions, overrides)
+        split = args.split or load_config(args.workdir).data.eval_split
+        if args.submission and not args.save_predictions:
+            raise InputError("--submission needs --save_predictions: it writes them once more")
+        scored = partial(score, args.workdir, args.split, args.save_predictions, overrides)
+        return submitting(args, args.workdir / "predictions" / split, scored)
 
-    from jaxseg.config import override
+    from jaxseg.config import check, override
     from jaxseg.evaluate import rescore
     from jaxseg.experiment import resolve
-    from jaxseg.workdir import load_config
 
     if (args.config is None) == (args.workdir is None):
         raise InputError(
             "eval --predictions needs --workdir DIR or --config FILE, one of them: for the data set"
         )
     if args.config:
-        return rescore(resolve(args.config, overrides), args.predictions, args.split)
+        config = resolve(args.config, overrides)
+    else:
+        config = load_config(args.workdir)
+        override(config, overrides)
+        check(config)
+    edges = config.eval.boundary or "eval.boundary" not in dict(overrides)
+    return rescore(config, args.predictions, args.split, edges)
+
+
+def submitting(args: argparse.Namespace, folder: Path, work: Callable[[], int]) -> int:
+    """Does the work that labels images into a folder; with --submission for a server as well."""
+    if not args.submission:
+        return work()
+    from jaxseg.data import catalog
+    from jaxseg.log import say
+    from jaxseg.models import learns
+    from jaxseg.workdir import load_config
+
     config = load_config(args.workdir)
-    override(config, overrides)
-    return rescore(config, args.predictions, args.split)
+    if not learns(config):
+        raise InputError("--submission needs a network: regions have no classes")
+    dataset = config.data.dataset
+    catalog.benchmark(dataset)
+    code = work()
+    say(f"for the server of {dataset}: {catalog.write_submission(folder, dataset)}")
+    return code
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The house: who may import whom, how long a file may be, what no file does. All by parsing."""
 
 import ast
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -44,12 +45,13 @@ FLOORS = {
     "browse": 5,
     "convert": 5,
     "hub": 5,
+    "regions": 5,
     "describe": 5,
 }
 ROOMS = ("ops", "data", "weights", "backbones", "models")  # inside, imports are free but acyclic
 # Floor 4: a later one may import an earlier one.
 ORDER = ("experiment", "pretrained", "workdir", "inference", "report", "evaluate", "train")
-VERBS = ("predict", "check", "pack", "browse", "convert", "describe")
+VERBS = ("predict", "regions", "check", "pack", "browse", "convert", "describe")
 TOP_LEVEL = {"LICENSE", "README.md", "experiments", "jaxseg", "pyproject.toml", "scripts", "tests"}
 HEAVY = ("jax", "flax", "orbax", "grain", "tensorflow_datasets", "tensorflow", "matplotlib")
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch"}
@@ -123,18 +125,18 @@ def test_imports_go_down(path):
         if other == "errors" or (other == room and room in ROOMS):
             continue
         later = room in ORDER and other in ORDER and ORDER.index(other) < ORDER.index(room)
-        verb = room in ("main", "hub") and other in VERBS
+        verb = room in ("main", "hub", "regions") and other in VERBS
         down = other in FLOORS and FLOORS[other] < FLOORS[room]
         assert down or later or verb, f"{_id(path)} must not import {target}"
 
 
-def test_only_main_and_the_apis_of_notebooks_import_verbs():
+def test_only_main_the_apis_of_notebooks_and_the_regions_import_verbs():
     importers = {
         name
         for name, path in MODULES.items()
         if any(_room(target) in VERBS for target in _inside(path))
     }
-    assert importers == {"jaxseg", "jaxseg.hub", "jaxseg.main"}
+    assert importers == {"jaxseg", "jaxseg.hub", "jaxseg.main", "jaxseg.regions"}
 
 
 def test_nothing_imports_main():
@@ -294,3 +296,8 @@ print(json.dumps(sorted(sys.modules)))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout))
     assert "jaxseg" in loaded and not loaded & set(HEAVY)
+
+
+def test_the_installed_command_is_main():
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="jaxseg")
+    assert script.value == "jaxseg.main:main"

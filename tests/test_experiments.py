@@ -46,6 +46,7 @@ ARGUMENTS = {
         *("backbone=mobilenetv2", "recipe=smp", "recipe=mmseg"),
     ],
 }
+WITHOUT_PARAMETERS = models.WITHOUT_PARAMETERS  # test_regions.py runs them
 CASES = [
     pytest.param(name, arguments, marks=[pytest.mark.slow] if "recipe=" in arguments else [])
     for name, all_ in ARGUMENTS.items()
@@ -59,7 +60,7 @@ def load(name, arguments):
 
 
 def test_every_experiment_is_tested_here():
-    assert {p.stem for p in FOLDER.glob("*.py")} == ARGUMENTS.keys()
+    assert {p.stem for p in FOLDER.glob("*.py")} == ARGUMENTS.keys() | set(WITHOUT_PARAMETERS)
 
 
 @pytest.mark.parametrize(("name", "arguments"), CASES)
@@ -85,7 +86,7 @@ def test_an_experiment_builds_and_traces_its_training_step(name, arguments):
     assert {"loss", "lr", "grad_norm"} <= logs.keys()
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("name", [*ARGUMENTS, *WITHOUT_PARAMETERS])
 def test_an_experiment_says_what_it_reproduces_and_how_to_run_it(name):
     text = (FOLDER / f"{name}.py").read_text()
     docstring = text.split('"""')[1]

@@ -1,6 +1,5 @@
 """The command line: what it prints, and that every bad input ends in one clear message."""
 
-import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -65,11 +64,6 @@ def fails(folder: Path, monkeypatch, capsys) -> Callable[..., str]:
         return _message(caught.value.code, capsys.readouterr().err)
 
     return run_command
-
-
-def test_the_installed_command_is_main():
-    (script,) = importlib.metadata.entry_points(group="console_scripts", name="jaxseg")
-    assert script.load() is main.main
 
 
 def test_an_interrupt_is_no_traceback(monkeypatch, capsys):

@@ -42,7 +42,8 @@ def jaxseg_commands(text):
 
 def run(line):
     words = shlex.split(line)[3:]
-    small = [f"--config.{change}" for change in SMALL] if words[0].startswith("-") else []
+    trains = words[0].startswith("-") and "classical.py" not in line
+    small = [f"--config.{change}" for change in SMALL] if trains else []
     return main.run(words + small)
 
 

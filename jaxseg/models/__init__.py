@@ -12,6 +12,9 @@ The fields of `Model` are the schema of the config's section `model`, and those 
 backbone among them that of a section inside it. A keyword of `loss` or `predict` that is also a
 field of `Model` takes that field's value; the other keywords of `loss` are the schema of the
 section `loss`.
+
+A paper without parameters, see `WITHOUT_PARAMETERS`, has no `loss` and no `predict`: its
+`Model(...)(image)` takes one image on the host and returns int32 [H,W], regions without a class.
 """
 
 import dataclasses
@@ -29,15 +32,19 @@ from ml_collections import ConfigDict
 from jaxseg import backbones
 from jaxseg.errors import InputError, unknown
 
+WITHOUT_PARAMETERS = ("classical",)  # nothing to train: the host computes regions
+
 
 def names() -> list[str]:
-    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+    """The papers with a network."""
+    modules = {m.name for m in pkgutil.iter_modules(__path__)}
+    return sorted(modules - set(WITHOUT_PARAMETERS))
 
 
 def paper(name: str) -> ModuleType:
     """The module of a paper, such as "unet". Raises InputError for another name."""
-    if name not in names():
-        raise unknown("model", name, names())
+    if name not in (valid := [*names(), *WITHOUT_PARAMETERS]):
+        raise unknown("model", name, valid)
     return importlib.import_module(f"jaxseg.models.{name}")
 
 
@@ -52,14 +59,34 @@ def complete(config: ConfigDict) -> None:
     module = paper(config.model.name)
     fields = _fields(module.Model)
     _fill(config.model, fields, f"model {config.model.name}")
-    own = {k: v for k, v in _keywords(module.loss).items() if k not in fields}
+    own = {}
+    if learns(config):
+        own = {k: v for k, v in _keywords(module.loss).items() if k not in fields}
     _fill(config.loss, own, f"loss of {config.model.name}")
     config.model.lock()
     config.loss.lock()
 
 
+def learns(config: ConfigDict) -> bool:
+    return config.model.name not in WITHOUT_PARAMETERS
+
+
+def segmenter(config: ConfigDict) -> Callable:
+    """`regions(image)` of a completed config of a paper without parameters.
+
+    Raises InputError for fields that no image could be segmented with.
+    """
+    fields = {key: value for key, value in config.model.items() if key != "name"}
+    return paper(config.model.name).Model(**fields)
+
+
 def build(config: ConfigDict) -> tuple[nn.Module, Callable, Callable]:
     """The network, `loss(outputs, batch)` and `predict(outputs, image)` of a completed config."""
+    if not learns(config):
+        raise InputError(
+            f"{config.model.name} has no network and no parameters: it knows the verbs train, "
+            "which only scores it, eval and predict"
+        )
     module = paper(config.model.name)
     fields = {key: value for key, value in config.model.items() if key != "name"}
     own = {k: v for k, v in _keywords(module.loss).items() if k not in fields}
