@@ -54,7 +54,8 @@ def test_the_commands_run_one_after_the_other(desk, capsys):
     assert len(commands) >= 8 and len(needs_run) >= 3
     for line in trains + needs_run:
         assert run(line) == 0, line
-    assert {p.name for p in (desk / "runs" / "mine" / "labels").iterdir()} >= {"a.png", "a_overlay.png", "b.png"}
+    labels = {p.name for p in (desk / "runs" / "mine" / "labels").iterdir()}
+    assert labels >= {"a.png", "a_overlay.png", "b.png"}
     assert (desk / "runs" / "labels" / "a.npz").exists()
 
 
