@@ -118,7 +118,8 @@ def default() -> ConfigDict:
     evaluation.blend = "uniform"  # or "gaussian": a window counts less towards its border
     evaluation.scales = (1.0,)  # resize factors of the input; predictions at the image's own size
     evaluation.flip = False  # also the mirror image of each
-    evaluation.average = "probabilities"  # or "logits": what windows, scales and flips average
+    evaluation.turns = False  # also each turned by 90, 180 and 270 degrees (U-Net, section 4)
+    evaluation.average = "probabilities"  # or "logits": what windows, scales and views average
     evaluation.output_stride = 0  # of the backbone; 0 = as in training
     evaluation.crf = ""  # a set of parameters in jaxseg/ops/crf.py, or FILE.json; "" = no CRF
     evaluation.boundary = False  # boundary scores in training; `eval` has them unless told false

@@ -6,6 +6,7 @@ with static shapes, under jit: a scan cuts the windows, labels and blends them.
 """
 
 import inspect
+import itertools
 import json
 import math
 from collections import Counter
@@ -57,10 +58,11 @@ def make_infer(config: ConfigDict, mesh: Mesh | None = None) -> Callable[..., di
 
     def score(variables: Any, x: jax.Array, labelled: Size, size: Size) -> jax.Array:
         """What is averaged of the centre `labelled` of x [N,h,w,C], at `size`: [N,*size,K]."""
-        views = [network(variables, x)["logits"]]
-        if ask.flip:
-            views.append(network(variables, x[:, :, ::-1])["logits"][:, :, ::-1])
-        views = [centre(view, labelled) for view in views]
+        views = []
+        for turns, step in itertools.product(range(4 if ask.turns else 1), (1, -1)[: 1 + ask.flip]):
+            seen = jnp.rot90(x, turns, (1, 2))[:, :, ::step]
+            view = network(variables, seen)["logits"][:, :, ::step]
+            views.append(centre(jnp.rot90(view, -turns, (1, 2)), labelled))
         # A softmax would make a harmless 0 of -inf: NaN stays one, and tells.
         views = [jnp.where(jnp.isfinite(view), view, jnp.nan) for view in views]
         views = [resize(view, size) for view in views]
@@ -83,7 +85,7 @@ def make_infer(config: ConfigDict, mesh: Mesh | None = None) -> Callable[..., di
         have = image.shape[1:3]
         if window and _below(have, window[0]):
             raise _too_small(f"an image of {have}", window[0])
-        if single and size == have and not window and not ask.flip:
+        if single and size == have and not (window or ask.flip or ask.turns):
             out = network(variables, mirror(image, fit(have)))
             out = {key: centre(value, have) for key, value in out.items()}
             out["finite"] = jnp.isfinite(out["logits"]).all((1, 2, 3))

@@ -258,17 +258,19 @@ def _upsampled(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
-@pytest.mark.parametrize("flip", [False, True])
-def test_scales_and_flips_are_averaged(variables, average, flip):
+@pytest.mark.parametrize(("flip", "turns"), [(False, False), (True, False), (True, True)])
+def test_scales_flips_and_turns_are_averaged(variables, average, flip, turns):
     scales, size = (0.5, 1.0, 1.5), (22, 28)
-    config = _config({"scales": scales, "flip": flip, "average": average})
+    config = _config({"scales": scales, "flip": flip, "turns": turns, "average": average})
     image, said = _image(*size), []
     for scale in scales:
-        x = _resized(image, tuple(round(n * scale) for n in size))
+        x = _resized(image, tuple(round(n * scale) for n in size)).astype(np.float32)
         for step in (1, -1) if flip else (1,):
-            logits = _run(_config(), variables, x[:, :, ::step].astype(np.float32))["logits"]
-            logits = _upsampled(logits[:, :, ::step].astype(np.float64), size)
-            said.append(_softmax(logits) if average == "probabilities" else logits)
+            for turn in range(4 if turns else 1):
+                seen = np.rot90(x[:, :, ::step], turn, (1, 2))
+                logits = np.rot90(_run(_config(), variables, seen)["logits"], -turn, (1, 2))
+                logits = _upsampled(logits[:, :, ::step].astype(np.float64), size)
+                said.append(_softmax(logits) if average == "probabilities" else logits)
     mean = np.mean(said, axis=0)
     out = _run(config, variables, image)
     _agree(out, mean if average == "probabilities" else _softmax(mean), atol=1e-4)
