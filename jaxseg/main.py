@@ -229,13 +229,13 @@ def run(argv: Sequence[str]) -> int:
     if verb == "predict":
         from jaxseg.predict import Formats
 
+        part = parse_part(args.part)
         if learns(load_config(args.workdir)):
             from jaxseg.predict import predict
         else:
             from jaxseg.regions import predict
 
         formats = Formats(args.save_logits, args.save_probabilities, args.save_alpha)
-        part = parse_part(args.part)
         labelled = partial(
             predict, args.workdir, args.input, args.output, formats, args.legend, part
         )
