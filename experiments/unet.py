@@ -113,7 +113,13 @@ def same(config):
         config.loss.pixel = {"class_weights": weights}
     elif config.data.dataset == "isbi2012":
         config.data.flip_vertical = True
-        config.train.steps = 600
+        config.data.quarter_turns = True
+        config.data.elastic = 8.0  # pixels
+        config.data.photometric = True
+        config.train.steps = 900
+        config.train.eval_every = 300
+        config.eval.flip = True
+        config.eval.turns = True
 
 
 def matting(config):
