@@ -176,6 +176,9 @@ def endless(torch, files, work, workers: int) -> Iterator:
 
 
 def torchvision_work() -> Callable:
+    from parity import without_operators
+
+    without_operators()
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 
