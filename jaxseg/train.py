@@ -403,6 +403,11 @@ def load_variables(
     config = load_config(workdir)
     configs.override(config, overrides)
     configs.check(config)
+    if not models.learns(config):
+        raise InputError(
+            f"{workdir} is a run of {config.model.name}, which has no parameters: `eval` scores it "
+            "and `predict` segments images"
+        )
     if not checkpoint.exists(workdir):
         raise InputError(f"no checkpoint in {workdir / 'checkpoints'} yet: train the run first")
     mesh = sharding.make_mesh(configs.default().mesh)

@@ -63,6 +63,7 @@ def test_the_report_tells_what_was_mapped(checkpoint, tmp_path, capsys):
     assert "missing 0" in out and "unused 0" in out and "re-initialised" not in out
 
 
+@pytest.mark.slow
 def test_another_class_count_makes_a_new_classifier_and_says_so(checkpoint, tmp_path, capsys):
     assert convert("smp", ARCH, checkpoint, tmp_path / "run", num_classes=3) == 0
     out = capsys.readouterr().out
@@ -183,6 +184,7 @@ def test_a_state_of_torchvision_without_its_auxiliary_head_converts(tmp_path):
     assert run(["describe", "--workdir", str(tmp_path / "run"), "--json"]) == 0
 
 
+@pytest.mark.slow
 def test_the_hub_tells_networks_and_files_apart(checkpoint, tmp_path):
     place = tmp_path / "hub"
     hub.load(ARCH, checkpoint, place)

@@ -49,6 +49,7 @@ def _run(*words: str, changes: tuple[str, ...] = ()) -> None:
     assert main.run([*words, *(f"--config.{change}" for change in changes)]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "channels", "suffix"), [("bands", 5, "tif"), ("grey", 3, "png")])
 def test_every_verb_takes_images_of_16_bits(tmp_path, capsys, kind, channels, suffix):
     folder, run = _folder(tmp_path / "deep", kind), str(tmp_path / "run")
@@ -103,6 +104,7 @@ def _portraits(root: Path, train: int = 8) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_unet_learns_soft_masks(tmp_path, capsys):
     folder, run = _portraits(tmp_path / "portraits", train=4), str(tmp_path / "run")
     config = f"{EXPERIMENTS / 'unet.py'}:dataset={folder},variant=matting"

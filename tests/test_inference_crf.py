@@ -93,6 +93,7 @@ def test_a_file_that_is_no_json_object_is_refused(tmp_path, content, expected):
         make_infer(_config({"crf": str(tmp_path / "none.json")}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", crf.METHODS)
 def test_a_crf_over_eight_devices_says_what_it_says_on_one(variables, tmp_path, method):
     config = _config({"crf": _file(tmp_path, method=method)})
@@ -109,6 +110,7 @@ def test_a_crf_over_eight_devices_says_what_it_says_on_one(variables, tmp_path, 
     assert "shard_map" in jaxpr and "f32[2,10,12,4]" in jaxpr  # a device's share of the images
 
 
+@pytest.mark.slow
 def test_a_crf_takes_grey_as_a_colour(tmp_path):
     config = _config({"crf": _file(tmp_path)})
     config.data.update(channels=1, mean=(100.0,), std=(50.0,))

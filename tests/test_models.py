@@ -309,6 +309,7 @@ def test_a_level_of_a_mobilenets_block_can_be_pooled():
     assert trace(model, (64, 64))[1]["logits"].shape == (1, 8, 8, 5)
 
 
+@pytest.mark.slow
 def test_every_papers_loss_of_an_ignored_batch_is_zero_with_a_zero_gradient():
     """With auxiliary logits where the network has them, by its own loss."""
     rng = np.random.default_rng(0)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from jaxseg import main
 from jaxseg.train import load_variables
 
@@ -13,6 +15,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_packed_and_folder_train_to_identical_parameters(write_folder, tmp_path):
     folder = write_folder(tmp_path / "mine")
     pack = ["pack", "--dataset", str(folder), "--output", str(tmp_path / "packed")]

@@ -81,6 +81,7 @@ def test_the_verbs_use_a_crf(tiny_run, few_scenes, tmp_path):
     np.testing.assert_array_equal(_read(tmp_path / "out" / "a.png"), expected.argmax(-1))
 
 
+@pytest.mark.slow
 def test_four_channels_of_8_and_16_bits_go_through_both_verbs(tmp_path, write_folder):
     """RGBA files and arrays of 16 bits, the first of which hold what the arrays do."""
     folder = write_folder(tmp_path / "mine", train=2, val=2)

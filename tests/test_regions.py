@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jaxseg
 from jaxseg import main
 from jaxseg.data.colours import IGNORE, read_note, voc_palette
 from jaxseg.data.sources import Shapes
@@ -248,9 +249,13 @@ def test_a_run_of_a_network_is_not_overwritten(tiny_run, few_scenes):
     assert (tiny_run / "config.json").read_text() == before
 
 
-def test_describe_says_that_there_is_no_network():
+def test_describe_and_load_say_that_there_is_no_network(few_scenes, tmp_path):
     with pytest.raises(InputError, match="classical has no network and no parameters"):
         main.run(["describe", "--config", str(EXPERIMENT)])
+    run("method=otsu", tmp_path / "run")
+    for use in (jaxseg.load, lambda run: main.run(["describe", "--workdir", str(run)])):
+        with pytest.raises(InputError, match="a run of classical, which has no parameters"):
+            use(tmp_path / "run")
 
 
 def test_an_image_that_is_read_twice_counts_once(few_scenes):

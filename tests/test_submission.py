@@ -28,6 +28,7 @@ def _city(root: Path, split: str) -> None:
         Image.fromarray(values).save(folder / f"aachen_000000_000019_{name}.png")
 
 
+@pytest.mark.slow
 def test_predictions_are_written_in_the_ids_of_the_benchmark(tmp_path):
     for split in ("train", "val"):
         _city(tmp_path / "city", split)

@@ -102,7 +102,13 @@ def on_one_device():
         return run_steps(config, [random_batch(config, seed) for seed in range(3)])[1]
 
 
-@pytest.mark.parametrize("mesh", [{}, {"mesh__fsdp": 4}], ids=["data8", "data2-fsdp4"])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param({}, id="data8"),
+        pytest.param({"mesh__fsdp": 4}, id="data2-fsdp4", marks=pytest.mark.slow),
+    ],
+)
 def test_eight_devices_train_as_one(mesh, on_one_device, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 256)  # so that fsdp shards these arrays too
     config = deeplab_config(**mesh)
