@@ -95,7 +95,8 @@ def _scene() -> np.ndarray:
 @pytest.mark.parametrize("name", GROWN)
 def test_superpixels_keep_the_outlines_of_tiles(name):
     tiles = np.arange(25).reshape(5, 5).repeat(16, 0).repeat(20, 1)
-    assert purity(method(name, 60)(_scene()), tiles) > 0.9
+    least = 0.9 if name == "meanshift" else 0.98  # it smooths corners away
+    assert purity(method(name, 60)(_scene()), tiles) > least
 
 
 @pytest.mark.parametrize("name", ["slic", "felzenszwalb", "watershed", "meanshift"])
