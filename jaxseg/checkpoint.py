@@ -5,8 +5,11 @@ not notice flipped bits and takes a directory's name for a checkpoint, so `resto
 newest to the oldest and takes the first whose fingerprint is the one that was saved.
 """
 
+import contextlib
 import hashlib
+import json
 import logging
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -16,8 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from jaxseg.errors import InputError
+from jaxseg import faults
+from jaxseg.errors import InputError, RestartError
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells each of its steps
 
@@ -34,30 +39,162 @@ def manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
     return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
 
 
-def exists(workdir: Path) -> bool:
-    return any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*"))
+def exists(workdir: Path, until: int | None = None) -> bool:
+    """Whether there is any checkpoint, of those not later than `until`."""
+    steps = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+    return any(until is None or step <= until for step in steps)
 
 
-def save(to: ocp.CheckpointManager, step: int, state: Any) -> str:
-    """Starts to save `state` under `step` and returns its fingerprint."""
+def save(to: ocp.CheckpointManager, step: int, state: Any, position: int | None = None) -> str:
+    """Starts to save `state` under `step` and returns its fingerprint.
+
+    position: batches drawn so far, where that is not the step. Raises RestartError where the
+    processes of a run do not hold the same state.
+    """
     digest = fingerprint(state)
-    items = {
-        "state": ocp.args.StandardSave(state),
-        "meta": ocp.args.JsonSave({"fingerprint": digest}),
-    }
+    check_same(digest, step)
+    meta = {"fingerprint": digest, "position": step if position is None else position}
+    items = {"state": ocp.args.StandardSave(state), "meta": ocp.args.JsonSave(meta)}
     to.save(step, args=ocp.args.Composite(**items))
     return digest
 
 
-def restore(source: ocp.CheckpointManager, target: Any) -> tuple[Any, int, str]:
-    """(state, step, fingerprint) of the newest good checkpoint.
+def check_same(digest: str, step: int) -> None:
+    """Raises RestartError unless all processes have this fingerprint."""
+    if jax.process_count() == 1:
+        return
+    mine = np.frombuffer(bytes.fromhex(digest), np.uint8)
+    found = [row.tobytes().hex() for row in multihost_utils.process_allgather(mine)]
+    if len(set(found)) > 1:
+        raise RestartError(
+            f"the processes hold different states at step {step}, fingerprints {', '.join(found)} "
+            "in their order: a device computes wrongly. Nothing was saved; the same command goes "
+            "on from the checkpoint before"
+        )
+
+
+class Saver:
+    """Saves a run's states while it goes on; a save that fails is told and costs no older one.
+
+    The next save is tried as if nothing had been. Where processes save together, one that fails
+    raises RestartError instead.
+    """
+
+    def __init__(self, workdir: Path, keep: int):
+        self.workdir, self.keep = workdir, keep
+        self.saving: int | None = None  # the step of the save that runs
+        self.error = ""  # why the last save failed
+        self.manager: ocp.CheckpointManager | None = manager(workdir, keep)
+
+    def save(self, step: int, state: Any, position: int | None = None) -> str | None:
+        """Starts to save; the fingerprint, or None where it failed at once.
+
+        A step that is there already is left as it is.
+        """
+        self.settle(wait=True)
+        try:
+            faults.strike("save")
+            self._probe()
+            self.manager = self.manager or manager(self.workdir, self.keep)
+            if step in self.manager.all_steps():
+                return fingerprint(state)
+            digest = save(self.manager, step, state, position)
+        except RestartError:
+            raise
+        except Exception as error:  # orbax raises many kinds
+            return self._failed(step, error)
+        self.saving, self.error = step, ""
+        return digest
+
+    def settle(self, wait: bool = False) -> None:
+        """Tells of a save that has failed by now; `wait`: until the one that runs has ended."""
+        if self.saving is None or not (wait or not self.manager.is_saving_in_progress()):
+            return
+        step, self.saving = self.saving, None
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:
+            self._failed(step, error)
+
+    def finish(self) -> None:
+        """Waits for the last save. Raises InputError where it failed."""
+        self.settle(wait=True)
+        if self.error:
+            raise InputError(
+                f"{self.error}. Mend that, and the same command goes on from the newest checkpoint"
+            )
+
+    def roll_back(self, target: Any, good: int) -> tuple[Any, int]:
+        """(state, step) of the newest good checkpoint not later than step `good`; (None, 0): none.
+
+        Later ones are set aside.
+        """
+        self.settle(wait=True)
+        self._drop()
+        state, step = None, 0
+        if exists(self.workdir, good):
+            with manager(self.workdir) as reader:
+                state, step, _ = restore(reader, target, good)
+        set_aside(self.workdir, after=step if state else -1, why="rolled_back")
+        return state, step
+
+    def close(self) -> None:
+        self.settle(wait=True)
+        self._drop()
+
+    def _probe(self) -> None:
+        """Raises OSError where no folder can be made: orbax would leave threads that wait for it.
+
+        A folder that is gone is made again.
+        """
+        if jax.process_index() == 0:
+            probe = self.workdir / "checkpoints" / ".probe"
+            probe.mkdir(parents=True, exist_ok=True)
+            probe.rmdir()
+
+    def _drop(self) -> None:
+        if self.manager:
+            with contextlib.suppress(Exception):  # of a save that failed, told already
+                self.manager.close()
+        self.manager = None
+
+    def _failed(self, step: int, error: Exception) -> None:
+        first = (str(error).splitlines() or [""])[0]
+        self.error = f"checkpoint {step} could not be saved: {type(error).__name__}: {first[:300]}"
+        if jax.process_count() > 1:
+            raise RestartError(self.error) from error
+        print(f"{self.error}. Older ones stay; the next is tried in its turn", file=sys.stderr)
+        self._drop()
+        for left in (self.workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(left, ignore_errors=True)  # what it takes may be what the next one needs
+
+
+def position(workdir: Path, step: int) -> int:
+    """How many batches the run had drawn when it saved `step`."""
+    try:
+        meta = json.loads((workdir / "checkpoints" / str(step) / "meta/metadata").read_text())
+        return meta.get("position", step)
+    except (OSError, ValueError):
+        return step
+
+
+def restore(
+    source: ocp.CheckpointManager, target: Any, until: int | None = None
+) -> tuple[Any, int, str]:
+    """(state, step, fingerprint) of the newest good checkpoint, of those not later than `until`.
 
     target: the tree of jax.ShapeDtypeStruct, with shardings, that the state must have. A checkpoint
-    that cannot be read, or whose fingerprint is not the saved one, is passed over aloud.
-    Raises InputError where none is good.
+    that cannot be read, or whose fingerprint is not the saved one, is passed over aloud; one that
+    the run deleted meanwhile, in silence. Raises InputError where none is good.
     """
-    steps = sorted(source.all_steps(), reverse=True)
-    for step in steps:
+    tried: list[int] = []
+    while True:
+        source.reload()  # a run that goes on meanwhile saves new ones and deletes old ones
+        left = [s for s in source.all_steps() if s not in tried and (until is None or s <= until)]
+        if not left:
+            break
+        step = max(left)
+        tried.append(step)
         try:
             args = {"state": ocp.args.StandardRestore(target), "meta": ocp.args.JsonRestore()}
             with warnings.catch_warnings():
@@ -70,25 +207,27 @@ def restore(source: ocp.CheckpointManager, target: Any) -> tuple[Any, int, str]:
         except Exception as error:  # orbax raises many kinds for damaged files
             first = (str(error).splitlines() or [""])[0]
             reason = f"{type(error).__name__}: {first[:200]}"
-        print(f"checkpoint {step} is damaged and passed over: {reason}", file=sys.stderr)
+        if (Path(source.directory) / str(step)).exists():
+            print(f"checkpoint {step} is damaged and passed over: {reason}", file=sys.stderr)
     raise InputError(
-        f"none of the checkpoints {steps} in {source.directory} can be read: use another workdir, "
+        f"none of the checkpoints {tried} in {source.directory} can be read: use another workdir, "
         "or a copy of this one from before the damage"
     )
 
 
-def set_aside(workdir: Path, after: int) -> None:
-    """Renames the (damaged) checkpoints later than `after`: orbax refuses to save beneath them.
+def set_aside(workdir: Path, after: int, why: str = "damaged") -> None:
+    """Renames the checkpoints later than `after`: orbax refuses to save beneath them.
 
-    What is damaged is never deleted: N becomes N.damaged, or N.damaged2 and so on.
+    Nothing is deleted: N becomes N.damaged, or N.damaged2 and so on.
     """
-    if jax.process_index():
-        return
-    for path in (workdir / "checkpoints").iterdir():
-        if path.name.isdigit() and int(path.name) > after:
-            names = (f"{path.name}.damaged{n}" for n in ("", *range(2, 1000)))
-            free = next(name for name in names if not path.with_name(name).exists())
-            path.rename(path.with_name(free))
+    if jax.process_index() == 0 and (workdir / "checkpoints").is_dir():
+        for path in (workdir / "checkpoints").iterdir():
+            if path.name.isdigit() and int(path.name) > after:
+                names = (f"{path.name}.{why}{n}" for n in ("", *range(2, 1000)))
+                free = next(name for name in names if not path.with_name(name).exists())
+                path.rename(path.with_name(free))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("set aside")
 
 
 @jax.jit

@@ -32,7 +32,7 @@ KINDS = {
 }
 # What only the host does to training images.
 HOST_ONLY = "cat_max_ratio rotate elastic quarter_turns copy_paste blur border_weight".split()
-HOST_ONLY += ["crop_on_objects"]
+HOST_ONLY += ["crop_on_objects", "objects"]
 EVAL_CHOICES = {
     "mode": ("whole", "slide"),
     "blend": ("uniform", "gaussian"),
@@ -64,6 +64,7 @@ def default() -> ConfigDict:
     data.flip = True  # mirror left-right, probability 0.5
     data.flip_vertical = False  # mirror top-bottom, probability 0.5
     data.copy_paste = 0.0  # probability of objects from another image; needs object masks
+    data.objects = 0  # slots for the objects of a training example; more: the smallest are dropped
     data.crop_on_objects = 0.0  # probability that a crop is drawn around a random object
     data.photometric = False  # brightness, contrast, saturation and hue jitter
     data.hue = 18.0  # largest turn of the hue in it, degrees
@@ -108,6 +109,8 @@ def default() -> ConfigDict:
     train.eval_every = 5_000  # steps; 0 = at the end only
     train.checkpoint_every = 1_000  # steps; 0 = at the end only
     train.keep = 3  # newest checkpoints kept
+    train.spike = 6.0  # a loss is bad beyond the median and so many median deviations; 0 = none is
+    train.watchdog = 1800.0  # seconds without a step, batch or save that end a stuck run; 0 = none
 
     config.eval = evaluation = ConfigDict()
     evaluation.batch = 8  # images, or windows of few images, at a time, over all devices
@@ -121,6 +124,9 @@ def default() -> ConfigDict:
     evaluation.turns = False  # also each turned by 90, 180 and 270 degrees (U-Net, section 4)
     evaluation.average = "probabilities"  # or "logits": what windows, scales and views average
     evaluation.output_stride = 0  # of the backbone; 0 = as in training
+    evaluation.resize = (0, 0)  # long, short side to fit images into that a network of objects
+    # sees, such as (1333, 800); what it finds returns to their own size; (0, 0) = as they are
+    evaluation.confidence = 0.5  # score from which objects are drawn and painted; AP counts all
     evaluation.crf = ""  # a set of parameters in jaxseg/ops/crf.py, or FILE.json; "" = no CRF
     evaluation.boundary = False  # boundary scores in training; `eval` has them unless told false
     evaluation.pictures = 8  # validation images drawn after each evaluation, and worst ones shown
@@ -364,16 +370,24 @@ def check(config: ConfigDict) -> None:
         need(config.eval[key] in words, f"eval.{key}", "needs " + " or ".join(map(repr, words)))
     need(config.eval.output_stride >= 0, "eval.output_stride", "needs 0 (as in training) or more")
     need(config.eval.pictures >= 0, "eval.pictures", "needs 0 or more")
+    need(0 <= config.eval.confidence <= 1, "eval.confidence", "needs a score, 0..1")
+    check_box(config.eval.resize, "eval.resize", need)
+
+
+def check_box(box: tuple, key: str, need: Callable[[bool, str, str], None]) -> None:
+    """The rule of `check` for a box that images are fitted into."""
+    pair = len(box) == 2 and all(type(n) is int for n in box)
+    need(
+        pair and (box == (0, 0) or min(box) > 0),
+        key,
+        "needs two positive integers (long, short side), such as (2048, 512), or (0, 0)",
+    )
 
 
 def check_augmentation(data: ConfigDict, need: Callable[[bool, str, str], None]) -> None:
     """The rules of `check` for what happens to training images beside the crop and the scale."""
-    pair = len(data.resize) == 2 and all(type(n) is int for n in data.resize)
-    need(
-        pair and (data.resize == (0, 0) or min(data.resize) > 0),
-        "data.resize",
-        "needs two positive integers (long, short side), such as (2048, 512), or (0, 0)",
-    )
+    check_box(data.resize, "data.resize", need)
+    need(data.objects >= 0, "data.objects", "needs 0 (none) or more")
     for key in ("scale_step", "rotate", "elastic", "border_weight", "hue"):
         need(data[key] >= 0, f"data.{key}", "needs 0 (off) or more")
     need(data.border_sigma > 0, "data.border_sigma", "needs a positive number")

@@ -17,3 +17,10 @@ def unknown(kind: str, word: str, options: Iterable[str]) -> InputError:
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     hint = f' Did you mean "{close[0]}"?' if close else ""
     return InputError(f'unknown {kind} "{word}".{hint} Valid: {", ".join(options) or "none"}.')
+
+
+class RestartError(RuntimeError):
+    """What befell this process befell it from outside, such as a peer that died.
+
+    The same command goes on from the last checkpoint. The command line exits with code 75.
+    """

@@ -14,6 +14,8 @@ import jax
 
 from jaxseg.data.files import replacing
 
+SHOWN = ("PQ", "AP", "AP50", "mIoU", "mAcc", "aAcc")  # scores in the line of an evaluation
+
 
 def say(text: str, end: str = "\n") -> None:
     """One line for the reader, from the first process only."""
@@ -33,9 +35,12 @@ class Log:
         self.path, self.steps, self.batch = workdir / "metrics.jsonl", steps, batch
         self.writes = jax.process_index() == 0
         self.step, self.time, self.waited, self.pending = start, time.perf_counter(), 0.0, None
-        self.board, self.terminal = None, sys.stdout.isatty()
-        if not self.writes:
-            return
+        self.board, self.terminal, self.warned = None, sys.stdout.isatty(), False
+        if self.writes:
+            with self.tolerated():
+                self._open(workdir, start)
+
+    def _open(self, workdir: Path, start: int) -> None:
         kept = self.path.read_text().splitlines() if start and self.path.exists() else []
         kept = [line for line in kept if _step(line) <= start]
         with replacing(self.path) as file:
@@ -44,6 +49,16 @@ class Log:
             from tensorboardX import SummaryWriter
 
             self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+
+    @contextlib.contextmanager
+    def tolerated(self) -> Iterator[None]:
+        """What fails inside costs records, not the run: the first time is told."""
+        try:
+            yield
+        except Exception as error:  # TensorBoard's writer may raise anything
+            if not self.warned:
+                self.say(f"warning: metrics are lost, training goes on: {error}")
+            self.warned = True
 
     def wait(self, batches: Any) -> Any:
         """The next batch; the time until it comes counts as waiting for data."""
@@ -62,15 +77,12 @@ class Log:
         self.step, self.time, self.waited = step, now, 0.0
 
     def flush(self) -> None:
-        """Writes the record that waits, if any.
-
-        Raises FloatingPointError where its loss or gradient is not finite.
-        """
+        """Writes the record that waits, if any."""
         if self.pending is None:
             return
         step, values, rates = self.pending
         self.pending = None
-        values = {k: float(v) for k, v in jax.device_get(values).items()}
+        values = {k: float(v) for k, v in jax.device_get(values).items() if k != "stop"}
         self.write("train", step, {**values, **rates})
         left = (self.steps - step) * self.batch / rates["images_per_s"]
         line = (
@@ -84,25 +96,22 @@ class Log:
             print(f"\r\033[K{line}", end="" if step < self.steps else "\n", flush=True)
         else:
             say(line)
-        for what, key in {"the loss": "loss", "the gradient's norm": "grad_norm"}.items():
-            if not math.isfinite(values[key]):
-                if self.terminal:
-                    say("")
-                raise FloatingPointError(
-                    f"{what} is {values[key]} at step {step}. Such steps change no weight, "
-                    "and the last checkpoint is good. Lower optim.lr, set optim.clip, or look at "
-                    "the images."
-                )
 
     def eval(self, step: int, scores: dict[str, Any]) -> None:
         """Writes the totals of an evaluation."""
         self.flush()
         totals = {k: v for k, v in scores.items() if not isinstance(v, list)}
         self.write("eval", step, totals)
-        shown = "  ".join(
-            f"{k} {totals[k]:.4f}" for k in ("mIoU", "mAcc", "aAcc") if totals[k] is not None
-        )
+        keys = [key for key in SHOWN if totals.get(key) is not None]
+        shown = "  ".join(f"{key} {totals[key]:.4f}" for key in keys)
         self.say(f"step {step}/{self.steps}  validation  {shown}")
+
+    def roll_back(self, step: int, to: int, reason: str) -> None:
+        """Records that the run goes on from step `to`. The records between stay: they happened."""
+        self.flush()
+        self.write("roll-back", to, {"from": step, "reason": reason})
+        self.say(f"step {step}: {reason}: rolled back to step {to}, with the batches that follow")
+        self.step, self.time, self.waited = to, time.perf_counter(), 0.0
 
     def say(self, text: str) -> None:
         """A line of its own, in place of the progress line of a terminal."""
@@ -115,15 +124,18 @@ class Log:
         yield
         self.time += time.perf_counter() - begin
 
-    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Adds a record, "train" or "eval", to metrics.jsonl and to TensorBoard."""
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Adds a record to metrics.jsonl, and its numbers to TensorBoard.
+
+        kind: "train", "eval", "checkpoint" or "roll-back".
+        """
         if not self.writes:
             return
-        with self.path.open("a") as file:
+        with self.tolerated(), self.path.open("a") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        if self.board:
-            for name, value in values.items():
-                if value is not None:
+        with self.tolerated():
+            for name, value in values.items() if self.board else ():
+                if isinstance(value, int | float):
                     self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def __enter__(self) -> "Log":
@@ -133,7 +145,8 @@ class Log:
         if kind is None:
             self.flush()
         if self.board:
-            self.board.close()
+            with self.tolerated():
+                self.board.close()
 
 
 def _step(line: str) -> float:

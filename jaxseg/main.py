@@ -7,12 +7,13 @@ mend ends in one message and exit code 2.
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from jaxseg.errors import InputError, unknown
+from jaxseg.errors import InputError, RestartError, unknown
 
 
 class Verb(NamedTuple):
@@ -366,7 +367,8 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 def main() -> None:
     """Runs the command line and exits with its code.
 
-    0: done. 1: the loss is not finite. 2: something to mend. 42: stopped by a signal, and saved.
+    0: done. 1: a defect of jaxseg. 2: something to mend. 42: stopped by a signal, and saved.
+    75: stuck, or a peer or worker died: the same command goes on. 76: training diverges.
     130: interrupted where there was nothing to save.
     """
     try:
@@ -376,10 +378,16 @@ def main() -> None:
         code = 2
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 1
+        code = 76
+    except RestartError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 75
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    last = threading.Timer(10, os._exit, (code,))  # a thread that hangs in a read keeps nobody
+    last.daemon = True
+    last.start()
     sys.exit(code)
 
 

@@ -1,9 +1,9 @@
 """Training: the state, one step of it, and the only loop."""
 
-import contextlib
-import signal
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,27 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, models, plots, sharding
+from jaxseg import checkpoint, faults, models, plots, sharding
 from jaxseg import config as configs
 from jaxseg.data import catalog, pipeline
+from jaxseg.data.feed import Feed
 from jaxseg.data.sources import SkipBad
-from jaxseg.errors import InputError
-from jaxseg.evaluate import evaluate, make_eval_step, open_source, saver
+from jaxseg.errors import InputError, RestartError
+from jaxseg.evaluate import evaluate, make_eval_step, open_source
+from jaxseg.guard import Guard
 from jaxseg.inference import cast, settings
+from jaxseg.life import STOPPED, Life, Stopped
 from jaxseg.log import Log, say
 from jaxseg.ops.augment import augment
 from jaxseg.ops.image import normalise
 from jaxseg.optim import make_optimizer, schedule
 from jaxseg.pretrained import filled, flat, load_backbone
 from jaxseg.report import report, reported_step, table
-from jaxseg.workdir import load_config, prepare
+from jaxseg.saver import Saver
+from jaxseg.workdir import check_space, load_config, lock, prepare
 
 # The keys of config.data that the device obeys where it augments.
 ON_DEVICE = "crop mean scale scale_step flip flip_vertical photometric hue".split()
-STOPPED = 42  # exit code of a run that a signal stopped after it saved its step
 
 
 @flax.struct.dataclass
@@ -85,14 +88,17 @@ def train_step(
     """One optimizer step on a batch: (new state, scalars to log).
 
     A step whose loss or gradient is not finite leaves everything unchanged but the step's number
-    and the count of such steps.
+    and the count of such steps. One with a true `stop` [B] in its batch leaves all unchanged: so a
+    process tells the others that it was asked to stop.
     """
 
     def objective(params: Any, batch_stats: Any, part: dict, rng: jax.Array) -> tuple:
         x = normalise(part["image"], config.data.mean, config.data.std)
+        part = {**part, "rng": jax.random.fold_in(rng, 1)}  # for what a loss draws
         outputs, updated = model.apply(
             {"params": cast(params, config.train.compute_dtype), "batch_stats": batch_stats},
             x.astype(config.train.compute_dtype),
+            *(model.inputs(part) if hasattr(model, "inputs") else ()),
             train=True,
             rngs={"dropout": rng},
             mutable=["batch_stats"],
@@ -106,7 +112,8 @@ def train_step(
         )
         return batch_stats, (grads, logs)
 
-    batch = augment_batch(batch, state.step, config)
+    stop = jnp.any(batch["stop"]) if "stop" in batch else None
+    batch = augment_batch({k: v for k, v in batch.items() if k != "stop"}, state.step, config)
     parts = config.train.accumulate
     rng = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
     if parts == 1:
@@ -130,6 +137,9 @@ def train_step(
     finite = jnp.isfinite(logs["loss"]) & jnp.isfinite(norm)
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
     kept = kept.replace(step=state.step + 1, skipped=state.skipped + ~finite)
+    if stop is not None:
+        kept = jax.tree.map(lambda a, b: jnp.where(stop, a, b), state, kept)
+        logs = {**logs, "stop": stop}
     # The optimizer's own schedule counts the steps that it took.
     lr = schedule(config.optim, config.train.steps)(state.step - state.skipped)
     return kept, {**logs, "lr": lr, "grad_norm": norm, "skipped": kept.skipped}
@@ -150,6 +160,7 @@ def augment_batch(batch: dict[str, jax.Array], step: jax.Array, config: ConfigDi
 def build(config: ConfigDict, mesh: Mesh) -> tuple[TrainState, Callable, Callable]:
     """(shapes and shardings of the state, jitted init(), train_step(state, batch) to jit)."""
     model, loss, _ = models.build(config)
+    loss = faults.poisoned(loss)  # itself, unless this is a rehearsal
     image = jax.ShapeDtypeStruct((1, *config.data.crop, config.data.channels), jnp.float32)
     variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
     tx = make_optimizer(config.optim, config.train.steps, variables["params"])
@@ -160,6 +171,7 @@ def build(config: ConfigDict, mesh: Mesh) -> tuple[TrainState, Callable, Callabl
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
     step = partial(train_step, config=config, model=model, loss=loss, tx=tx)
+    step = sharding.traced_on(mesh, step)
     return target, jax.jit(init, out_shardings=shardings), step
 
 
@@ -213,90 +225,181 @@ def compiler_options() -> dict[str, str]:
 def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
     """Trains, or goes on training, the run of `workdir`; returns the exit code, 0 or STOPPED.
 
-    dry_run builds everything, runs one step and leaves nothing behind.
+    dry_run builds everything, runs one step and leaves nothing behind. Raises FloatingPointError
+    where training diverges and RestartError where the same command would go on.
     """
     mesh = sharding.make_mesh(config.mesh)
     check_sizes(config, mesh)
     source = open_source(config, config.data.train_split)
     source = SkipBad(source) if config.data.on_bad_example == "skip" else source
     validation = open_source(config, config.data.eval_split)
-    target, init, step_function = build(config, mesh)
-    eval_step = make_eval_step(config, mesh)
-    if not dry_run:
-        prepare(config, workdir, validation.classes)
-    state, start = (None, 0) if dry_run else resume(workdir, target)
+    if dry_run:
+        return rehearse(config, mesh, source, validation)
+    with Life(config.train.watchdog) as life, lock(workdir):
+        faults.strike("start")
+        prepare(config, workdir, validation.classes, len(source))
+        try:
+            run(config, workdir, mesh, source, validation, life)
+        except Stopped:
+            return STOPPED
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1:
+                raise
+            raise RestartError(f"a peer is gone: {str(error).splitlines()[0]}") from error
+    if isinstance(source, SkipBad) and source.bad:
+        say(source.summary())
+    return 0
 
-    def validate(step: int, log: Log) -> None:
-        with log.paused():
-            result = evaluate(eval_step, state.variables(), validation, config, mesh)
-            log.eval(step, result.scores)
-            if jax.process_index() == 0:
-                report(workdir, step, result, validation, config.data.eval_split)
-                plots.curves(log.path, workdir / "curves.png")
-        if step == last:
-            say(table(result.scores, validation.classes))
-            say(f"pictures in {workdir / 'pictures'}, curves in {workdir / 'curves.png'}")
 
-    every, last, batch_size = config.train, config.train.steps, config.train.batch
-    if start >= last:
-        if reported_step(workdir) is None or reported_step(workdir) < last:
-            with Log(workdir, start, last, batch_size) as log:  # it was stopped in the last one
-                validate(start, log)
-        say(
-            f"{workdir} is finished, at step {start}: `eval` scores it again, `predict` uses it; "
-            f"pictures in {workdir / 'pictures'}"
-        )
-        return 0
-    if state is None:
-        state = start_from(config, init())
+def rehearse(config: ConfigDict, mesh: Mesh, source: Any, validation: Any) -> int:
+    """One step on the first batch, from a fresh state."""
+    _, init, step_function = build(config, mesh)
+    make_eval_step(config, mesh)
+    state = start_from(config, init())
+    say_what(config, state, source, validation)
+    with closing(open_batches(config, source)) as batches:
+        first = sharding.put_batch(faults.poison(next(batches), 1), mesh)
+        _, logs = compile_step(step_function, state, first, mesh)(state, first)
+    say(f"dry run: one step, loss {float(logs['loss']):.4f}")
+    return 0
+
+
+def say_what(config: ConfigDict, state: TrainState, source: Any, validation: Any) -> None:
     count = sum(x.size for x in jax.tree.leaves(state.params))
     say(
         f"{config.model.name} on {config.data.dataset}: {count:,} parameters, "
         f"{len(source)} training and {len(validation)} validation images, "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     )
-    batches = pipeline.train_batches(
-        source,
-        config.data,
-        batch=batch_size,
-        seed=config.train.seed,
-        start=start,
-        process=(jax.process_index(), jax.process_count()),
-    )
-    with contextlib.closing(batches):
-        first = sharding.put_batch(next(batches), mesh)
-        step_fn = compile_step(step_function, state, first, mesh)
-        if dry_run:
-            _, logs = step_fn(state, first)
-            say(f"dry run: one step, loss {float(logs['loss']):.4f}")
-            return 0
 
-        log, logs = Log(workdir, start, last, batch_size), None
-        with checkpoint.manager(workdir, every.keep) as manager, log, stop_signals() as stopped:
-            for step in range(start + 1, last + 1):
-                batch = first if step == start + 1 else sharding.put_batch(log.wait(batches), mesh)
-                before, (state, logs) = logs, step_fn(state, batch)
-                jax.block_until_ready(before)  # one step runs, one waits: a signal is soon obeyed
+
+def open_batches(config: ConfigDict, source: Any, start: int = 0) -> Iterator[dict]:
+    """This process' batches from `start` on."""
+    process, every = (jax.process_index(), jax.process_count()), config.train
+    batches = pipeline.train_batches(
+        source, config.data, batch=every.batch, seed=every.seed, start=start, process=process
+    )
+    return faults.stalled(batches, start + 1)
+
+
+def run(
+    config: ConfigDict, workdir: Path, mesh: Mesh, source: Any, validation: Any, life: Life
+) -> None:
+    """Goes on from the newest checkpoint to the last step. Raises Stopped after a signal.
+
+    All processes do the same at the same step: what decides is in the logs of the step before,
+    which are the same everywhere, and of which none has to wait for the step that runs.
+    """
+    every, last, alone = config.train, config.train.steps, jax.process_count() == 1
+    target, init, step_function = build(config, mesh)
+    eval_step = life.watched(make_eval_step(config, mesh))
+    state, step = resume(workdir, target)
+    shift = checkpoint.position(workdir, step) - step  # batches that roll-backs passed over
+    log, failures = Log(workdir, step, last, every.batch), []
+
+    def validate() -> None:
+        life.beat(f"the evaluation of step {step}")
+        try:
+            with log.paused():
+                result = evaluate(eval_step, state.variables(), validation, config, mesh)
+                log.eval(step, result.scores)
+                if jax.process_index() == 0:
+                    report(workdir, step, result, validation, config.data.eval_split)
+                    plots.curves(log.path, workdir / "curves.png")
+        except Stopped:
+            raise
+        except Exception as error:  # a broken evaluation costs no training
+            if not alone:  # the others are in the middle of it
+                raise
+            failures.append(error)
+            log.say(f"step {step}: the evaluation failed, training goes on: {error}")
+            return
+        if step == last:
+            say(table(result.scores, validation.classes))
+            say(f"pictures in {workdir / 'pictures'}, curves in {workdir / 'curves.png'}")
+
+    def save() -> None:
+        life.beat(f"the save of step {step}")
+        with log.paused():
+            digest = saver.save(step, state, step + shift)
+        if digest:
+            log.write("checkpoint", step, {"fingerprint": digest})
+            guard.saved(step)
+
+    def draw() -> dict[str, jax.Array]:
+        host = log.wait(batches)
+        faults.strike(step + shift + 1)
+        if alone and life.signal:
+            raise Stopped
+        return sharding.put_batch(life.marked(faults.poison(host or first, step + shift + 1)), mesh)
+
+    if step >= last:
+        with log:
+            if (reported_step(workdir) or 0) < last:  # it was stopped in the last one
+                validate()
+        say(
+            f"{workdir} is finished, at step {step}: `eval` scores it again, `predict` uses it; "
+            f"pictures in {workdir / 'pictures'}"
+        )
+        if failures:
+            raise failures[0]
+        return
+    state = state or start_from(config, init())
+    say_what(config, state, source, validation)
+    check_space(workdir, sum(x.nbytes for x in jax.tree.leaves(state)), every.keep)
+    guard, logs = Guard(every.spike), None
+    feed = Feed(open_batches(config, source, step + shift), lambda: alone and life.asked())
+    with log, closing(feed), closing(checkpoint.Saver(workdir, every.keep)) as saver:
+        try:
+            if due(step, every.eval_every) and (reported_step(workdir) or 0) < step:
+                validate()  # it was stopped there
+            first = next(feed)
+            if first is None:
+                raise Stopped
+            life.beat("the compilation")
+            faults.strike("compile")
+            example = sharding.put_batch(life.marked(faults.poison(first, 0)), mesh)
+            step_fn = compile_step(step_function, state, example, mesh)
+            batches, feed.asked = itertools.chain([first], feed), life.asked
+            while step < last:
+                before, (state, logs) = logs, step_fn(state, draw())
+                step += 1
+                wrong, stop = guard.look(before)  # one step runs, one waits
+                life.beat(f"step {step + 1} or the wait for its batch")
                 log.flush()
+                saver.settle()
+                saves = step == last or (due(step, every.checkpoint_every) and not guard.bad)
+                evaluates = step == last or due(step, every.eval_every)
+                if stop or ((saves or evaluates) and logs.get("stop", False)):
+                    raise Stopped
+                if wrong and guard.bad == 1:
+                    log.say(f"step {step - 1}: {wrong}")
+                if guard.spent:
+                    good = guard.roll(step - 1, wrong)
+                    state, back = saver.roll_back(target, good)
+                    state = state or start_from(config, init())
+                    log.roll_back(step - 1, back, wrong)
+                    shift, step, logs = shift + step - back, back, None
+                    continue
                 if step == last or due(step, every.log_every):
                     log.train(step, logs)
-                stop = stopped[0] if stopped and step < last else ""
-                if step == last or stop or due(step, every.checkpoint_every):
-                    with log.paused():
-                        checkpoint.save(manager, step, state)
-                if stop:
-                    manager.wait_until_finished()
-                    log.flush()
-                    log.say(
-                        f"{stop}: saved step {step} in {workdir}; "
-                        "the same command goes on from there"
-                    )
-                    return STOPPED
-                if step == last or due(step, every.eval_every):
-                    validate(step, log)
-    if isinstance(source, SkipBad) and source.bad:
-        say(source.summary())
-    return 0
+                if saves:
+                    save()
+                if evaluates:
+                    validate()
+        except Stopped:
+            step = int(state.step)
+            save()
+            saver.finish()
+            log.flush()
+            log.say(
+                f"{life.name()}: saved step {step} in {workdir}; the same command goes on from "
+                "there"
+            )
+            raise
+        saver.finish()
+    if failures:
+        raise failures[0]
 
 
 def resume(workdir: Path, target: TrainState) -> tuple[TrainState | None, int]:
@@ -311,27 +414,7 @@ def resume(workdir: Path, target: TrainState) -> tuple[TrainState | None, int]:
 
 
 def due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[str]]:
-    """A list that gets the name of each SIGTERM or SIGINT; a SIGINT after the first kills."""
-    stopped: list[str] = []
-
-    def note(number: int, _: Any) -> None:
-        stopped.append(signal.Signals(number).name)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread, as in a notebook's executor: no handlers there
-        before = {}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return step > 0 and every > 0 and step % every == 0
 
 
 def start_from(config: ConfigDict, state: TrainState) -> TrainState:
@@ -380,7 +463,7 @@ def score(
         source,
         config,
         mesh,
-        saver(folder, step, source.classes, settings(config)) if save else None,
+        Saver(folder, step, source.classes, settings(config), config) if save else None,
     )
     if jax.process_index() == 0:
         report(workdir, step, result, source, split)

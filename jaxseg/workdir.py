@@ -1,15 +1,24 @@
 """The folder of a run: what it remembers of itself, all in plain files."""
 
 import contextlib
+import errno
+import fcntl
 import json
+import os
 import platform
+import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from jaxseg import checkpoint, models
@@ -23,11 +32,84 @@ from jaxseg.log import say
 # A resumed run may change how it looks at itself and where it runs, not what it computes.
 FREE = ("data.root", "data.threads", "data.workers", "eval.", "mesh.", "train.log_every")
 FREE += ("data.on_bad_example", "train.eval_every", "train.checkpoint_every", "train.keep")
+FREE += ("train.watchdog",)
 SHOWN = 8  # differing keys that a message lists
 
 
-def prepare(config: ConfigDict, workdir: Path, classes: Classes) -> None:
-    """Writes config.json, classes.json and env.json, or checks that the run there is this one."""
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Holds the workdir, against a second run in it, until the end or the process' death.
+
+    Raises InputError that names process and host of the run that holds it.
+    """
+    problem, file = "", None
+    if jax.process_index() == 0:
+        try:
+            file = _locked(workdir / "lock")
+        except InputError as error:
+            problem = str(error)
+    if jax.process_count() > 1:  # all or none: the others would wait for the first
+        text = np.frombuffer(problem.encode()[:1000].ljust(1000), np.uint8)
+        text = multihost_utils.broadcast_one_to_all(text)
+        problem = np.asarray(text).tobytes().decode(errors="replace").strip()
+    if problem:
+        raise InputError(problem)
+    try:
+        yield
+    finally:
+        if file:
+            with contextlib.suppress(OSError):  # the workdir may be gone
+                (workdir / "lock").unlink()
+            file.close()
+
+
+def _locked(path: Path) -> Any:
+    """The locked file, with who holds it inside; the system unlocks it when that process ends."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except OSError as error:
+            raise InputError(f"cannot write to workdir {path.parent}: {error.strerror}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise InputError(
+                f"{path.parent} is in use by {holder}: stop that run, or use another --workdir"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise
+            say(f"warning: {path.parent} cannot be locked: start no second run in it")
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # the run that held it ended and removed it just now
+    file.truncate(0)
+    begin = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {begin}\n")
+    file.flush()
+    return file
+
+
+def check_space(workdir: Path, size: int, keep: int) -> None:
+    """Raises InputError unless the disk holds `keep` checkpoints of `size` bytes and one more."""
+    there = sum(p.name.isdigit() for p in (workdir / "checkpoints").glob("*"))
+    need, free = max(1, keep + 1 - there) * size, shutil.disk_usage(workdir).free
+    if free < need:
+        raise InputError(
+            f"the disk of {workdir} has {free / 1e9:.2f} GB free: needs {need / 1e9:.2f} GB for "
+            f"{keep} checkpoints and the one being written. Free some, or lower train.keep"
+        )
+
+
+def prepare(config: ConfigDict, workdir: Path, classes: Classes, count: int = 0) -> None:
+    """Writes config.json, classes.json and env.json, or checks that the run there is this one.
+
+    count: of the training examples; 0 where the run does not depend on it.
+    """
     remembered = workdir / "config.json"
     if checkpoint.exists(workdir) and remembered.exists():
         old = load_config(workdir)
@@ -40,6 +122,7 @@ def prepare(config: ConfigDict, workdir: Path, classes: Classes) -> None:
                 f"{workdir} holds a run of another config:\n  " + "\n  ".join(changed) + "\n"
                 "Use another --workdir, or the same values to resume it."
             )
+        check_data(workdir, classes, count)
         warn_of_backend(workdir)
     if jax.process_index():
         return
@@ -48,17 +131,41 @@ def prepare(config: ConfigDict, workdir: Path, classes: Classes) -> None:
             file.write_text(configs.to_json(config))
         catalog.write_classes(workdir / "classes.json", classes)
         with replacing(workdir / "env.json") as file:
-            file.write_text(json.dumps(environment(), indent=2) + "\n")
+            known = {**environment(), "examples": count}
+            file.write_text(json.dumps(known, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot write to workdir {workdir}: {error.strerror}") from error
 
 
+def check_data(workdir: Path, classes: Classes, count: int) -> None:
+    """Raises InputError where the run saw other classes or another number of training examples."""
+    before = classes.names
+    with contextlib.suppress(InputError, OSError):  # gone or damaged: nothing to compare with
+        before = catalog.read_classes(workdir / "classes.json").names
+    if before != classes.names:
+        raise InputError(
+            f"{workdir} holds a run on the classes {', '.join(before)}, and the data set has "
+            f"{', '.join(classes.names)}: use another --workdir, or the data that it saw"
+        )
+    before = _known(workdir, "examples")
+    if before and count and before != count:
+        raise InputError(
+            f"{workdir} holds a run on {before} training examples, and the data set has {count}: "
+            "its order would be another. Use another --workdir, or the data that it saw"
+        )
+
+
+def _known(workdir: Path, key: str) -> Any:
+    """What env.json says; None where it is gone, damaged or older."""
+    try:
+        return json.loads((workdir / "env.json").read_text()).get(key)
+    except (OSError, ValueError):
+        return None
+
+
 def warn_of_backend(workdir: Path) -> None:
     """Says where the run was augmented by another library, which rounds differently."""
-    try:
-        before = json.loads((workdir / "env.json").read_text()).get("augmentation")
-    except (OSError, ValueError):  # gone or damaged: nothing to compare with
-        before = None
+    before = _known(workdir, "augmentation")
     if before not in (None, pixels.BACKEND):
         say(
             f"warning: this run was augmented with {before} and goes on with {pixels.BACKEND}, "

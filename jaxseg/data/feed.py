@@ -1,0 +1,66 @@
+"""Batches drawn ahead by a thread, so that whoever waits for one can look up."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jaxseg.errors import RestartError
+
+END = object()
+
+
+class Feed:
+    """An iterator over `batches`; None in place of one where `asked()` turns true in the wait.
+
+    What reading raises, it raises. Close it: that ends the batches too, unless reading hangs.
+    """
+
+    def __init__(self, batches: Iterator[Any], asked: Callable[[], bool] = lambda: False):
+        self.batches, self.asked = batches, asked
+        self.queue, self.closed = queue.Queue(1), threading.Event()
+        self.thread = threading.Thread(target=self._read, name="feed", daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        while not self.closed.is_set():
+            try:
+                item = next(self.batches, END)
+            except BaseException as error:  # raised where it is waited for
+                item = error
+            while not self.closed.is_set():
+                try:
+                    self.queue.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if item is END or isinstance(item, BaseException):
+                return
+
+    def __iter__(self) -> "Feed":
+        return self
+
+    def __next__(self) -> Any:
+        while True:
+            try:
+                item = self.queue.get(timeout=0.1)
+                break
+            except queue.Empty:
+                if self.asked():
+                    return None
+        if item is END:
+            raise StopIteration
+        if isinstance(item, RuntimeError) and "Worker process was terminated" in str(item):
+            raise RestartError(
+                f"a process that reads data died: {item} Most often the memory ran out: lower "
+                "data.workers. The same command goes on"
+            ) from item
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self.closed.set()
+        self.thread.join(timeout=2)
+        if not self.thread.is_alive() and hasattr(self.batches, "close"):
+            self.batches.close()
