@@ -239,7 +239,7 @@ def test_stopped_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, few_scene
     assert [step for step, _ in records[0]] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_signal_during_an_evaluation_ends_it_and_saves_the_step(tmp_path, few_scenes, monkeypatch):
+def test_a_signal_in_an_evaluation_ends_it_and_saves_the_step(tmp_path, few_scenes, monkeypatch):
     import jaxseg.train as module
 
     real = module.evaluate
