@@ -5,6 +5,8 @@ state; `space` splits the rows of images. Everything runs under `jax.jit` with t
 the compiler inserts the collectives, and batch norm sees the global batch without further ado.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import jax
@@ -34,7 +36,38 @@ def make_mesh(mesh: ConfigDict) -> Mesh:
             "set mesh.fsdp and mesh.space to divisors of it and mesh.data=-1"
         )
     # make_mesh defaults to Explicit axes, under which Linen convolutions do not trace.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    made = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    hosts = np.vectorize(lambda device: device.process_index)(made.devices)
+    if (hosts != hosts[..., :1]).any():
+        raise InputError(
+            f"mesh.space is {sizes[2]}, over devices of several hosts, of which each reads whole "
+            f"images: needs a divisor of {jax.local_device_count()}, the devices of a host"
+        )
+    return made
+
+
+def over_rows(mesh: Mesh) -> Mesh:
+    """The same devices, all of which share the rows of an image."""
+    return Mesh(mesh.devices.reshape(1, 1, -1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def traced_on(mesh: Mesh, function: Callable) -> Callable:
+    """The function, with the mesh in sight while it is traced: by it, `ops` choose forms in which
+    shared rows stay where they are."""
+
+    @wraps(getattr(function, "func", function))
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def spread_rows(x: jax.Array, mesh: Mesh) -> jax.Array:
+    """Inside jit: images [B,H,W,C] of any size, examples over data and fsdp where these divide
+    them, rows over space."""
+    batch = ("data", "fsdp") if x.shape[0] % batch_parts(mesh) == 0 else None
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(batch, "space")))
 
 
 def batch_parts(mesh: Mesh) -> int:

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseg.ops import rows
+
 Padding = tuple[tuple[int, int], tuple[int, int]]  # rows above and below, columns left and right
 UNPADDED = ((0, 0), (0, 0))
 
@@ -41,8 +43,9 @@ def conv(
         # Where the output is larger than the input, as in FCN's first layer, XLA's CPU backend runs
         # the gradient of the kernel as a scalar loop, 10 to 100 times slower. Padding first helps.
         x, padding = _pad(x, padding), UNPADDED
-    native = partial(_native, stride=stride, rate=rate, padding=padding)
-    if kernel.shape[:2] != (1, 1):
+    native = partial(_form(x, kernel, rate), stride=stride, rate=rate, padding=padding)
+    uneven = x.shape[1] % rows.parts()  # shares of rows, whose pixels in a line would be gathered
+    if kernel.shape[:2] != (1, 1) or uneven:
         return native(x, kernel)
     forward = partial(_pointwise, stride=stride, padding=padding)
     backward = partial(_pointwise_gradient, stride=stride, padding=padding)
@@ -63,6 +66,37 @@ def depthwise(
     backward = partial(_shifted_gradient, stride=stride, rate=rate, padding=padding)
     native = partial(_native_depthwise, stride=stride, rate=rate, padding=padding)
     return _on_cpu(forward, backward, native)(x, kernel)
+
+
+def _form(x: jax.Array, kernel: jax.Array, rate: int) -> Callable:
+    """`_native`, or `_by_rows` where a kernel reaches beyond two devices' rows."""
+    reach, held = rate * (kernel.shape[0] - 1), x.shape[1] / rows.parts()
+    return _by_rows if rows.parts() > 1 and reach > 2 * held else _native
+
+
+def _by_rows(
+    x: jax.Array, kernel: jax.Array, stride: int, rate: int, padding: Padding, groups: int = 1
+) -> jax.Array:
+    """The same as a sum over rows of the kernel, each one convolution of rows that were moved.
+
+    For rows on several devices: the compiler would send each device all rows between the taps, or
+    all of the image; here it gets the rows that its taps meet. A tap that meets none, as at
+    DeepLab's largest rates on small images, is left out.
+    """
+    (above, below), across = padding
+    h = x.shape[1]
+    count = (h + above + below - rate * (kernel.shape[0] - 1) - 1) // stride + 1
+    total = 0
+    for i in range(kernel.shape[0]):
+        start = rate * i - above  # the row of x under this tap at output row 0
+        end = start + (count - 1) * stride + 1
+        if start >= h or end <= 0:
+            continue
+        edges = [(0, 0, 0), (-start, end - h, 0), (0, 0, 0), (0, 0, 0)]
+        moved = lax.pad(x, jnp.zeros((), x.dtype), edges)
+        tap = _native(moved, kernel[i : i + 1], stride, rate, ((0, 0), across), groups)
+        total += tap.astype(_wide(x))
+    return total.astype(x.dtype)
 
 
 def _on_cpu(forward: Callable, backward: Callable, native: Callable) -> Callable:
@@ -103,7 +137,8 @@ def _native(
 def _native_depthwise(
     x: jax.Array, kernel: jax.Array, stride: int, rate: int, padding: Padding
 ) -> jax.Array:
-    return _native(x, kernel[:, :, None], stride, rate, padding, groups=x.shape[3])
+    form = _form(x, kernel, rate)
+    return form(x, kernel[:, :, None], stride, rate, padding, groups=x.shape[3])
 
 
 def _wide(x: jax.Array) -> jnp.dtype:

@@ -1,12 +1,16 @@
 """Bilinear and nearest resizing of NHWC arrays, in forms that are fast and stay sharded.
 
-`jax.image.resize` gathers an array whose height or width is sharded over devices. At whole-number
-ratios, blends of neighbouring rows exchange only a halo; other ratios still gather a sharded axis.
+`jax.image.resize` gathers an array whose height or width is sharded over devices. Here rows that
+are shared exchange only a halo.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxseg.ops import rows
 
 MAX_PHASES = 16  # beyond it the unrolled program grows, while the matrix is small
 
@@ -28,7 +32,7 @@ def resize(
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"resize interpolates floats, got {x.dtype}: cast, or use nearest")
     for axis, n in zip((1, 2), size, strict=True):
-        x = _resize_axis(x, axis, n, align_corners, antialias)
+        x = resize_axis(x, axis, n, align_corners, antialias)
     return x
 
 
@@ -46,19 +50,47 @@ def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return x
 
 
-def _resize_axis(
-    x: jax.Array, axis: int, n: int, align_corners: bool, antialias: bool
+def resize_axis(
+    x: jax.Array, axis: int, n: int, align_corners: bool = False, antialias: bool = False
 ) -> jax.Array:
+    """`resize` along axis 1 or 2 alone, to n pixels."""
     n_in = x.shape[axis]
     if n == n_in:
         return x
     span, span_in = (n - 1, n_in - 1) if align_corners else (n, n_in)
     if span_in and span and span % span_in == 0 and span // span_in <= MAX_PHASES:
         return _upscale(x, axis, n, span // span_in, align_corners)
+    weights = interpolation(n_in, n, align_corners, antialias)
+    if axis == 1 and rows.parts() > 1:
+        return _shared_rows(x, weights)
     # HIGHEST: accelerators would round float32 inputs of a product to fewer bits.
-    matrix = jnp.asarray(_matrix(n_in, n, align_corners, antialias), x.dtype)
+    matrix = jnp.asarray(weights, x.dtype)
     equation = "Hh,bhwc->bHwc" if axis == 1 else "Ww,bhwc->bhWc"
     return jnp.einsum(equation, matrix, x, precision=jax.lax.Precision.HIGHEST)
+
+
+def _shared_rows(x: jax.Array, weights: np.ndarray) -> jax.Array:
+    """weights [H,h] @ x [B,h,w,C] where rows lie on several devices: each sees a halo.
+
+    As a product with all of the matrix it would gather x. Where x has so few rows that a halo would
+    reach beyond the neighbour, that is what remains.
+    """
+    (n, n_in), parts = weights.shape, rows.parts()
+    out, held = -(-n // parts), -(-n_in // parts)
+    used = [np.flatnonzero(weights[i * out : (i + 1) * out].any(0)) for i in range(parts)]
+    low = max([0] + [i * held - u[0] for i, u in enumerate(used) if u.size])
+    high = max([0] + [u[-1] + 1 - (i + 1) * held for i, u in enumerate(used) if u.size])
+    product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    if max(low, high) > held:
+        return product("Hh,bhwc->bHwc", jnp.asarray(weights, x.dtype), x)
+    padded = np.pad(weights, ((0, parts * out - n), (low, parts * held - n_in + high)))
+    blocks = [
+        padded[i * out : (i + 1) * out, i * held : (i + 1) * held + low + high]
+        for i in range(parts)
+    ]
+    seen = rows.windows(x, low, high)
+    y = product("pHh,bphwc->bpHwc", jnp.asarray(np.stack(blocks), x.dtype), seen)
+    return y.reshape(x.shape[0], parts * out, *x.shape[2:])[:, :n]
 
 
 def _upscale(x: jax.Array, axis: int, n: int, ratio: int, align_corners: bool) -> jax.Array:
@@ -91,8 +123,8 @@ def _shift(x: jax.Array, axis: int, step: int) -> jax.Array:
     return jnp.where(edge, x, moved)
 
 
-def _matrix(n_in: int, n: int, align_corners: bool, antialias: bool = False) -> np.ndarray:
-    """Interpolation weights, float64 [n, n_in]; every row sums to one."""
+def interpolation(n_in: int, n: int, align_corners: bool, antialias: bool = False) -> np.ndarray:
+    """The weights of `resize` along an axis, float64 [n, n_in]; every row sums to one."""
     if align_corners:
         at = np.arange(n) * (n_in - 1) / max(n - 1, 1)
     else:
