@@ -5,7 +5,7 @@ No stride is above `output_stride`. One file a family; its `VARIANTS` name its m
 
 from collections.abc import Callable
 
-from jaxseg.backbones import mobilenet, resnet, vgg, xception
+from jaxseg.backbones import hrnet, mobilenet, resnet, vgg, xception
 from jaxseg.errors import unknown
 
 VARIANTS: dict[str, Callable] = {
@@ -13,6 +13,7 @@ VARIANTS: dict[str, Callable] = {
     **vgg.VARIANTS,
     **xception.VARIANTS,
     **mobilenet.VARIANTS,
+    **hrnet.VARIANTS,
 }
 
 
