@@ -10,6 +10,7 @@ from PIL import Image
 
 from jaxseg.data import pipeline
 from jaxseg.data.colours import Classes, legend, overlay, rgb
+from jaxseg.data.scene import BORDER, borders
 from jaxseg.data.sources import SkipBad
 from jaxseg.errors import InputError
 from jaxseg.evaluate import open_source
@@ -24,8 +25,9 @@ WIDTH = 1600  # of the sheet, pixels at most
 def browse(config: ConfigDict, output: Path, count: int = 16) -> int:
     """Draws the first `count` examples of the training stream; returns the exit code.
 
-    Each is the augmented image beside itself under its label's colours, with a legend of the
-    classes below. output: a file name that Pillow knows, such as sheet.png.
+    Each is the augmented image beside itself under its label's colours, with white borders around
+    the objects of data.objects, and a legend of the classes below. output: a file name that Pillow
+    knows, such as sheet.png.
     """
     if output.suffix.lower() not in Image.registered_extensions():
         raise InputError(f"--output {output}: needs the name of a picture, such as sheet.png")
@@ -37,7 +39,7 @@ def browse(config: ConfigDict, output: Path, count: int = 16) -> int:
     with contextlib.closing(batches):
         batch = next(batches)
     batch = jax.device_get(jax.jit(lambda batch: augment_batch(batch, 0, config))(batch))
-    picture = sheet(batch["image"], batch["label"], source.classes)
+    picture = sheet(batch["image"], batch["label"], source.classes, batch.get("masks"))
     try:
         picture.save(output)
     except OSError as error:
@@ -46,11 +48,19 @@ def browse(config: ConfigDict, output: Path, count: int = 16) -> int:
     return 0
 
 
-def sheet(images: np.ndarray, labels: np.ndarray, classes: Classes) -> Image.Image:
-    """images [B,H,W,C], labels [B,H,W] -> pairs of image and overlay, and the classes' legend."""
+def sheet(
+    images: np.ndarray, labels: np.ndarray, classes: Classes, masks: np.ndarray | None = None
+) -> Image.Image:
+    """images [B,H,W,C], labels [B,H,W] -> pairs of image and overlay, and the classes' legend.
+
+    masks: uint8 [B,N,H,W] of objects, whose borders are drawn.
+    """
     pairs = []
-    for image, label in zip(images, labels, strict=True):
-        pairs.append(np.concatenate([rgb(image), overlay(image, label, classes)], axis=1))
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        over = overlay(image, label, classes)
+        for mask in () if masks is None else masks[i]:
+            over[borders(mask)] = BORDER
+        pairs.append(np.concatenate([rgb(image), over], axis=1))
     height, width = pairs[0].shape[:2]
     columns = min(len(pairs), COLUMNS)
     rows = -(-len(pairs) // columns)

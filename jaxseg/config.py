@@ -420,20 +420,17 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(tuples(json.loads(text))).lock()
 
 
+def flat(section: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, of all sections inside."""
+    leaves = {}
+    for key, value in section.items():
+        inner = isinstance(value, ConfigDict)
+        leaves |= flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return leaves
+
+
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """One line, "key: old -> new", for each key in which two configs differ."""
-
-    def flat(section: ConfigDict, prefix: str = "") -> dict[str, Any]:
-        leaves = {}
-        for key, value in section.items():
-            inner = (
-                flat(value, f"{prefix}{key}.")
-                if isinstance(value, ConfigDict)
-                else {prefix + key: value}
-            )
-            leaves.update(inner)
-        return leaves
-
     a, b = flat(old), flat(new)
     keys = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in keys]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxseg import config as configs
-from jaxseg import sharding
+from jaxseg import models, sharding
 from jaxseg.data import catalog, pipeline
-from jaxseg.data.colours import IGNORE, Classes, read_note, save_label
-from jaxseg.data.files import read_label, replacing
+from jaxseg.data.colours import IGNORE, Classes, read_note
+from jaxseg.data.files import read_label
+from jaxseg.data.transforms import fitted_size
 from jaxseg.errors import InputError
+from jaxseg.found import is_found, packed
 from jaxseg.inference import buckets, check_windows, make_infer, settings
 from jaxseg.log import say
 from jaxseg.ops import boundary, matting, metrics
 from jaxseg.report import Evaluation, report, table
+from jaxseg.saver import Saver
+from jaxseg.scoring import Objects, Pixels
 
 
 def make_eval_step(
@@ -29,6 +34,7 @@ def make_eval_step(
 ) -> Callable:
     """(variables, batch) -> `counts` of each image, `semantic` [B,H,W], `finite`, `index`; jitted.
 
+    Of a paper of objects in place of the first two `found`, see `found.packed`: the host scores it.
     infer: in place of the network's. edges: count near boundaries too; None: as eval.boundary says.
     """
     infer, classes = infer or make_infer(config, mesh), config.model.num_classes
@@ -39,6 +45,8 @@ def make_eval_step(
         label = batch["label"]
         soft = "alpha" in batch
         out = infer(variables, batch["image"], label.shape[1:], soft, batch["size"])
+        if is_found(out):
+            return {"found": packed(out), "finite": out["finite"], "index": batch["index"]}
         counts = {"confusion": metrics.confusions(out["semantic"], label, classes)}
         if soft and "logits" in out:  # regions have none
             counts["alpha"] = matting.sums(out["logits"], batch["alpha"], label)
@@ -56,18 +64,30 @@ def make_eval_step(
 
 
 def open_source(config: ConfigDict, split: str, classes: Classes | None = None) -> Any:
-    """The reader of a split. Raises InputError where its classes are not the network's.
+    """The reader of a split. Raises InputError where its classes are not the network's, and where
+    a paper of objects cannot learn or be scored on it.
 
     classes: those that the run was trained on.
     """
-    data = config.data
-    objects = split == data.train_split and max(data.copy_paste, data.crop_on_objects) > 0
+    data, training = config.data, split == config.data.train_split
+    objects = training and max(data.copy_paste, data.crop_on_objects, data.objects) > 0
+    objects |= models.of_objects(config)
     source = catalog.open_split(data.dataset, split, data.root, data.channels, objects)
     names = source.classes.names
     if len(names) != config.model.num_classes:
         raise InputError(
             f"model.num_classes is {config.model.num_classes}, but {data.dataset} has "
             f"{len(names)} classes ({', '.join(names)}): set model.num_classes"
+        )
+    if (models.of_objects(config) or data.objects) and not source.classes.things:
+        raise InputError(
+            f"{data.dataset} does not say of which classes objects are told apart: name them in "
+            'its classes.json, such as "things": ["car"]'
+        )
+    if models.of_objects(config) and training and not data.objects:
+        raise InputError(
+            f"data.objects is 0, and {config.model.name} learns objects: set it to the most that a "
+            "training example may show, such as 100"
         )
     check_classes(source.classes, classes.names if classes else names, "the run")
     return source
@@ -95,35 +115,43 @@ def evaluate(
     source: Any,
     config: ConfigDict,
     mesh: Mesh,
-    save: Callable[[str, np.ndarray], None] | None = None,
+    save: Saver | None = None,
 ) -> Evaluation:
     """Every image of a source once, in batches of at most eval.buckets shapes.
 
-    save: called with the name and the prediction [h,w] of each image, in the first process.
-    Raises InputError for a source without images and for logits that are not finite.
+    Scored is what the network says: pixels, or objects. save: keeps the answer to each image, in
+    the first process. Raises InputError for a source without images and for answers that are not
+    finite.
     """
     if not len(source):
         raise InputError("the split has no images: choose another")
     sizes = [source.size(i) for i in range(len(source))]
-    if not isinstance(source, Saved):  # which needs no network, and so no windows
+    given = isinstance(source, Saved)  # answers, which need no network, and so no windows
+    if not given:
         check_windows(config, sizes, partial(image_name, source))
-    fits = buckets(sizes, config.eval.buckets)
+    whole = models.of_objects(config) and not given
+    seen = [fitted_size(size, config.eval.resize) if whole else size for size in sizes]
+    fits = buckets(seen, config.eval.buckets)
     compiled = getattr(eval_step, "_cache_size", lambda: 0)
     before = compiled()
     parts = sharding.batch_parts(mesh)
     batches = pipeline.eval_batches(
         source,
         batch=-(-config.eval.batch // parts) * parts,
-        shapes=[fits[size] for size in sizes],
+        shapes=[fits[size] for size in seen],
         threads=config.data.threads,
         process=(jax.process_index(), jax.process_count()),
+        resize=config.eval.resize if whole else (0, 0),
+        fill=config.data.mean if whole else None,
     )
     many = min(config.eval.pictures, len(source))
     shown = set(np.linspace(0, len(source) - 1, many, dtype=int).tolist())
-    totals, images, drawn, worst = {}, {}, {}, {}
+    tally, images, drawn, worst = None, {}, {}, []
     for host in batches:
         names = dict(zip(host["index"].tolist(), host.pop("name"), strict=True))
+        truths = dict(zip(host["index"].tolist(), host.pop("truth", ()), strict=False))
         out = jax.device_get(eval_step(variables, sharding.put_batch(host, mesh)))
+        tally = tally or (Objects(config, source.classes) if "found" in out else Pixels())
         rows = {i: row for row, i in enumerate(out["index"].tolist()) if i >= 0}
         names |= {i: image_name(source, i) for i in rows if i not in names}  # of other processes
         broken = [names[i] for i, row in rows.items() if not out["finite"][row]]
@@ -132,31 +160,32 @@ def evaluate(
                 f"the network's answer to {', '.join(broken)} is not finite (NaN or infinity): the "
                 "checkpoint or the image is broken, or train.compute_dtype too small for them"
             )
-        for key, value in out["counts"].items():
-            wide = np.float64 if value.dtype.kind == "f" else np.int64
-            totals[key] = totals.get(key, 0) + value.sum(axis=0, dtype=wide)
-        labels = {}
         for i, row in rows.items():
-            height, width = sizes[i]
-            labels[i] = out["semantic"][row, :height, :width]
-            counts = {key: value[row] for key, value in out["counts"].items()}
-            images[i] = {"name": names[i], **image_scores(counts)}
+            truth = truths.get(i)
+            if truth is None and "found" in out:
+                truth = source[i]
+            answer, scores = tally.image(out, row, sizes[i], truth)
+            images[i] = {"name": names[i], **scores}
             if save and jax.process_index() == 0:
-                save(names[i], labels[i])
-        drawn |= {i: label.copy() for i, label in labels.items() if i in shown}
-        labels |= worst
-        scored = [(images[i]["mIoU"], i) for i in labels if images[i]["mIoU"] is not None]
-        worst = {i: labels[i].copy() for _, i in sorted(scored)[:many]}
+                save(names[i], answer)
+            if i in shown:
+                drawn[i] = tally.compact(answer)
+            place = (scores[tally.rank], i)
+            if many and place[0] is not None and (len(worst) < many or place < worst[-1][0]):
+                worst = sorted([*worst, (place, tally.compact(answer))], key=itemgetter(0))[:many]
+    if save and jax.process_index() == 0:
+        save.finish()
     images = [images[i] for i in sorted(images)]
     return Evaluation(
-        scores=split_scores(totals, images),
-        confusion=totals["confusion"],
+        scores=tally.scores(images),
+        confusion=tally.confusion,
         images=images,
         drawn=drawn,
-        worst=worst,
+        worst={i: picture for (_, i), picture in worst},
         sizes=len(fits),
         compilations=compiled() - before,
         settings=settings(config),
+        rank=tally.rank,
     )
 
 
@@ -165,26 +194,6 @@ def image_name(source: Any, index: int) -> str:
     if hasattr(source, "image_name"):
         return source.image_name(index)
     return source[index]["name"]
-
-
-def image_scores(counts: dict[str, np.ndarray]) -> dict[str, float | None]:
-    """mIoU, aAcc and, where boundaries were counted, BF of one image."""
-    scores = metrics.scores(counts["confusion"])
-    scores = {key: scores[key] for key in ("mIoU", "aAcc")}
-    return scores | ({"BF": boundary.image_f1(counts["contours"])} if "contours" in counts else {})
-
-
-def split_scores(totals: dict[str, np.ndarray], images: list[dict]) -> dict[str, Any]:
-    """The scores of the summed counts, and the means of the images' own."""
-    scores = metrics.scores(totals["confusion"])
-    for key in ("mIoU", "aAcc"):
-        scores[f"image_{key}"] = metrics.mean(image[key] for image in images)
-    if "alpha" in totals:
-        scores |= matting.scores(totals["alpha"], len(images))
-    if "bands" in totals:
-        scores |= boundary.scores(totals["bands"], totals["rings"])
-        scores["BF"] = metrics.mean(image["BF"] for image in images)
-    return scores
 
 
 class Saved:
@@ -272,21 +281,3 @@ def rescore(config: ConfigDict, folder: Path, split: str | None = None, edges: b
     say(table(result.scores, source.classes))
     say(f"{len(source)} predictions of {split}; details in {folder / 'eval.json'}")
     return 0
-
-
-def saver(
-    folder: Path, step: int, classes: Classes, asked: dict | None = None
-) -> Callable[[str, np.ndarray], None]:
-    """save(name, label): writes FOLDER/NAME.png, indexed, with the step, the classes and, where
-    given, the `settings` that were asked for inside."""
-    note = json.dumps({"step": step, "names": classes.names, "eval": asked})
-    written = set()
-
-    def save(name: str, label: np.ndarray) -> None:
-        if name in written:
-            raise InputError(f"two images are named {name}: their predictions have no place")
-        written.add(name)
-        with replacing(folder / f"{name}.png") as file:
-            save_label(file, label, classes, note)
-
-    return save

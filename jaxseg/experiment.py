@@ -23,7 +23,10 @@ def resolve(argument: str, overrides: list[tuple[str, str]]) -> ConfigDict:
     without_aux(config)
     configs.check(config)
     if not config.model.num_classes:
-        config.model.num_classes = len(catalog.classes(config.data.dataset, config.data.root))
+        classes = catalog.classes(config.data.dataset, config.data.root)
+        config.model.num_classes = len(classes)
+        if models.of_objects(config) and not config.model.things:
+            config.model.things = classes.things
     return config
 
 

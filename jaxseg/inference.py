@@ -8,7 +8,6 @@ with static shapes, under jit: a scan cuts the windows, labels and blends them.
 import inspect
 import itertools
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -27,11 +26,14 @@ from jaxseg.errors import InputError, unknown
 from jaxseg.ops import crf
 from jaxseg.ops.image import centre, normalise
 from jaxseg.ops.resize import resize
+from jaxseg.windows import Size, blended, mirror
 
-Size = tuple[int, int]  # height, width, pixels
 SMALLEST = 1e-30  # probabilities below have no finite logarithm in float32, or nearly so
 MOST_SIZES = 256  # that `buckets` compares in pairs; more are rounded up first
+LARGE = 2**20  # pixels from which an image is worth the exchange of rows between devices
+PLAIN = {"mode": "whole", "scales": (1.0,), "flip": False, "turns": False, "crf": ""}
 NEUTRAL = ("batch", "buckets", "boundary", "pictures")  # keys of `eval` that change no label
+OF_OBJECTS = ("resize", "confidence")  # those that only networks of objects know
 FOUND = ("mIoU", "images")  # what scripts/crf_search.py writes beside the parameters that it found
 
 
@@ -49,10 +51,19 @@ def make_infer(config: ConfigDict, mesh: Mesh | None = None) -> Callable[..., di
     Where the network needs a larger input than it labels, the image is mirrored at its borders
     (U-Net, section 2: the overlap-tile strategy). Windows are split over the devices of `mesh`, and
     so are the images of a CRF where they divide by them. Raises InputError for settings that do not
-    fit the network.
+    fit the network. Of a paper of objects, see `_objects`.
     """
+    if models.of_objects(config):
+        return _objects(config)
+    if any(config.eval.resize):
+        raise InputError(
+            f"eval.resize is {config.eval.resize}, but {config.model.name} finds no objects: leave "
+            "it (0, 0), and see eval.scales"
+        )
     ask, network, fit = config.eval, *_network(config)
     window = windows(config, fit) if ask.mode == "slide" else None
+    if mesh and mesh.shape["space"] > 1:
+        network = _over_rows(network, mesh)
     refine = _crf(config, mesh)
     single = ask.scales == (1.0,) and not refine
 
@@ -73,7 +84,7 @@ def make_infer(config: ConfigDict, mesh: Mesh | None = None) -> Callable[..., di
     def slide(variables: Any, image: jax.Array, keep: bool) -> dict[str, jax.Array]:
         crop, stride = window
         label = partial(score, variables, labelled=crop, size=crop)
-        return _slide(label, image, crop, stride, fit(crop), ask, mesh, keep)
+        return blended(label, image, crop, stride, fit(crop), ask, mesh, keep)
 
     def infer(
         variables: Any,
@@ -127,9 +138,63 @@ def _network(config: ConfigDict) -> tuple[Callable, Callable]:
     return network, model.fit if hasattr(model, "fit") else tuple
 
 
+def _over_rows(network: Callable, mesh: Mesh) -> Callable:
+    """The network, which sees a large image by the rows that each device along space holds."""
+
+    def apply(variables: Any, x: jax.Array) -> dict[str, jax.Array]:
+        return network(variables, sharding.spread_rows(x, mesh))
+
+    shared = sharding.traced_on(mesh, apply)
+    return lambda variables, x: (shared if x[0, ..., 0].size >= LARGE else network)(variables, x)
+
+
+def _objects(config: ConfigDict) -> Callable[..., dict]:
+    """`infer` of a paper of objects: what its `predict` says of image [B,h,w,C], at that size, and
+    `finite`. The image is seen once and whole, grown by the mean where the network needs that."""
+    ask = config.eval
+    for key, plain in PLAIN.items():
+        if ask[key] != plain:
+            raise InputError(
+                f"eval.{key} is {ask[key]!r}, but {config.model.name} tells objects apart and sees "
+                f"an image once and whole: leave it {plain!r}"
+            )
+    model, _, predict = models.build(at_output_stride(config))
+    dtype, data = config.train.compute_dtype, config.data
+
+    def infer(
+        variables: Any, image: jax.Array, size: Size, logits: bool = True, extent: Any = None
+    ) -> dict[str, Any]:
+        have = image.shape[1:3]
+        need = model.fit(have) if hasattr(model, "fit") else have
+        x = normalise(image, data.mean, data.std).astype(dtype)
+        x = jnp.pad(x, [(0, 0), *((0, n - h) for n, h in zip(need, have, strict=True)), (0, 0)])
+        params = cast(variables["params"], dtype)
+        outputs = model.apply({**variables, "params": params}, x, train=False)
+        out = {k: v for k, v in predict(outputs, x).items() if logits or k != "logits"}
+        for key in out.keys() - {"instances"}:
+            out[key] = out[key][:, : have[0], : have[1]]
+        if "instances" in out:
+            masks = out["instances"]["masks"][:, :, : have[0], : have[1]]
+            out["instances"] = {**out["instances"], "masks": masks}
+        return {**out, "finite": _numbers(outputs, len(image))}
+
+    return infer
+
+
+def _numbers(outputs: Any, batch: int) -> jax.Array:
+    """bool [batch]: no output of an image is NaN. Infinity may be meant: no score at all."""
+    fine = jnp.ones(batch, bool)
+    for x in jax.tree.leaves(outputs):
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            each = x.ndim and x.shape[0] == batch
+            fine &= ~jnp.isnan(x).any(tuple(range(1, x.ndim)) if each else None)
+    return fine
+
+
 def settings(config: ConfigDict) -> dict[str, Any]:
     """What of config.eval decides a label, for the notes of files and reports."""
-    asked = {key: value for key, value in config.eval.items() if key not in NEUTRAL}
+    other = NEUTRAL if models.of_objects(config) else NEUTRAL + OF_OBJECTS
+    asked = {key: value for key, value in config.eval.items() if key not in other}
     return {**asked, "crf": crf_parameters(asked["crf"])} if _is_file(asked["crf"]) else asked
 
 
@@ -268,145 +333,12 @@ def _too_small(what: str, crop: Size) -> InputError:
     )
 
 
-def mirror(image: jax.Array, size: Size, before: Size | None = None) -> jax.Array:
-    """image [B,h,w,C] grown to `size` by mirroring it at its borders.
-
-    before: how many rows and columns come first; by default half of the new ones.
-    """
-    new = [n - h for n, h in zip(size, image.shape[1:3], strict=True)]
-    before = before or [n // 2 for n in new]
-    pads = [(b, n - b) for b, n in zip(before, new, strict=True)]
-    return jnp.pad(image, [(0, 0), *pads, (0, 0)], mode="symmetric")
-
-
 def rescale(image: jax.Array, scale: float) -> jax.Array:
     """image [B,h,w,C] -> float32 at `scale`, bilinear, antialiased where smaller as in training."""
     size = tuple(max(1, round(n * scale)) for n in image.shape[1:3])
     if size == image.shape[1:3]:
         return image
     return resize(image.astype(jnp.float32), size, antialias=True)
-
-
-def starts(length: int, crop: int, stride: int) -> np.ndarray:
-    """Where windows of `crop` begin on an axis: each `stride`, the last one moved back to the end.
-
-    The rule of PSPNet's and MMSegmentation's code.
-    """
-    count = 1 + max(0, -(-(length - crop) // stride))
-    return np.minimum(np.arange(count) * stride, length - crop)
-
-
-def _axis(length: int, crop: int, stride: int, blend: str) -> tuple[np.ndarray, np.ndarray]:
-    """`starts` [n] and each window's share of each of its pixels, float32 [n,crop].
-
-    The shares of a pixel add up to 1. Those of a window are equal, or a Gaussian of standard
-    deviation crop / 8 around its centre (nnU-Net). Two axes multiply, as the windows are a grid.
-    """
-    first = starts(length, crop, stride)
-    offset = (np.arange(crop) - (crop - 1) / 2) / (crop / 8)
-    bump = np.exp(-(offset**2) / 2) if blend == "gaussian" else np.ones(crop)
-    total = np.zeros(length)
-    for start in first:
-        total[start : start + crop] += bump
-    shares = np.stack([bump / total[start : start + crop] for start in first])
-    return first, shares.astype(np.float32)
-
-
-def _slide(
-    label: Callable[[jax.Array], jax.Array],
-    image: jax.Array,
-    crop: Size,
-    stride: Size,
-    inputs: Size,
-    ask: ConfigDict,
-    mesh: Mesh | None,
-    keep: bool,
-) -> dict[str, jax.Array]:
-    """What `_scan` returns of the whole image [B,h,w,C], grown where it is smaller than a window
-    and by what windows see around their crop."""
-    have = image.shape[1:3]
-    covered = tuple(map(max, have, crop))
-    image = mirror(image, covered, before=(0, 0))
-    image = mirror(image, tuple(n + i - c for n, i, c in zip(covered, inputs, crop, strict=True)))
-    grid = [_axis(*along, ask.blend) for along in zip(covered, crop, stride, strict=True)]
-
-    columns, batch = len(grid[1][0]), len(image)
-    turns = -(-columns * batch // max(ask.batch, batch))
-    parts = sharding.batch_parts(mesh) if mesh else 1
-    least = parts // math.gcd(parts, batch)  # a group's windows go on all devices
-    group = -(-columns // (turns * least)) * least
-
-    def spread(x: jax.Array) -> jax.Array:
-        if mesh:
-            over = sharding.batch_sharding({"windows": x}, mesh)["windows"]
-            x = jax.lax.with_sharding_constraint(x, over)
-        return label(x)
-
-    out = _scan(spread, image, grid, inputs, crop, group, keep)
-    return {k: v if k == "finite" else v[:, : have[0], : have[1]] for k, v in out.items()}
-
-
-def _scan(
-    label: Callable[[jax.Array], jax.Array],
-    image: jax.Array,
-    grid: list[tuple[np.ndarray, np.ndarray]],
-    inputs: Size,
-    crop: Size,
-    group: int,
-    keep: bool,
-) -> dict[str, jax.Array]:
-    """Rows of windows, one after the other, each `group` windows at a time: `semantic` [B,H,W],
-    `finite` [B] and, with keep, `scores` [B,H,W,K].
-
-    label: [N,*inputs,C] -> scores [N,*crop,K]. Of the scores only a strip is held, as high as a
-    window: each row of windows labels it, and then it moves on; later rows overwrite what they
-    cover, so that the last word on a pixel has heard all of its windows.
-    """
-    (tops, row_shares), (lefts, column_shares) = grid
-    batch, *_, channels = image.shape
-    size = (tops[-1] + crop[0], lefts[-1] + crop[1])
-    steps = np.diff(tops, append=tops[-1])
-    fill = -len(lefts) % group  # windows again, whose share is nothing
-    lefts = np.pad(lefts, (0, fill), mode="edge").reshape(-1, group)
-    column_shares = np.pad(column_shares, ((0, fill), (0, 0))).reshape(-1, group, crop[1])
-    example = jax.ShapeDtypeStruct((group * batch, *inputs, channels), image.dtype)
-    classes = jax.eval_shape(label, example).shape[-1]
-
-    def add(strip: jax.Array, window: tuple) -> tuple[jax.Array, None]:
-        left, scores, share = window
-        at = (0, 0, left, 0)
-        scores = scores * share[:, :, None] + jax.lax.dynamic_slice(strip, at, scores.shape)
-        return jax.lax.dynamic_update_slice(strip, scores, at), None
-
-    def row(carry: tuple, item: tuple) -> tuple[tuple, None]:
-        strip, out = carry
-        top, step, row_share = item
-
-        def some(strip: jax.Array, columns: tuple) -> tuple[jax.Array, None]:
-            lefts, column_shares = columns
-            cut = (batch, *inputs, channels)
-            seen = jax.lax.map(lambda x: jax.lax.dynamic_slice(image, (0, top, x, 0), cut), lefts)
-            scores = label(seen.reshape(example.shape)).reshape(group, batch, *crop, classes)
-            shares = row_share[:, None] * column_shares[:, None]  # [group,*crop]
-            return jax.lax.scan(add, strip, (lefts, scores, shares))
-
-        strip, _ = jax.lax.scan(some, strip, (lefts, column_shares))
-        semantic = jnp.argmax(strip, axis=-1).astype(jnp.int32)
-        new = {
-            "semantic": jax.lax.dynamic_update_slice(out["semantic"], semantic, (0, top, 0)),
-            "finite": out["finite"] & jnp.isfinite(strip).all((1, 2, 3)),
-        }
-        if keep:
-            new["scores"] = jax.lax.dynamic_update_slice(out["scores"], strip, (0, top, 0, 0))
-        strip = jnp.pad(strip, [(0, 0), (0, crop[0]), (0, 0), (0, 0)])
-        strip = jax.lax.dynamic_slice_in_dim(strip, step, crop[0], axis=1)
-        return (strip, new), None
-
-    strip = jnp.zeros((batch, crop[0], size[1], classes))
-    out = {"semantic": jnp.zeros((batch, *size), jnp.int32), "finite": jnp.ones(batch, bool)}
-    if keep:
-        out["scores"] = jnp.zeros((batch, *size, classes))
-    return jax.lax.scan(row, (strip, out), (tops, steps, row_shares))[0][1]
 
 
 def buckets(sizes: Iterable[Size], most: int) -> dict[Size, Size]:

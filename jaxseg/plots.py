@@ -25,12 +25,13 @@ def curves(metrics: Path, picture: Path) -> None:
     left.set(title="training loss", xlabel="step")
     middle.plot(steps, [r["lr"] for r in train], linewidth=1, color="tab:green")
     middle.set(title="learning rate", xlabel="step", ylim=(0, None))
-    for key in ("mIoU", "mAcc", "aAcc"):
-        right.plot(
-            [r["step"] for r in evals], [r[key] for r in evals], marker="o", markersize=3, label=key
-        )
+    for key in ("PQ", "AP", "AP50", "mIoU", "mAcc", "aAcc"):
+        points = [(r["step"], r[key]) for r in evals if key in r]
+        if points:
+            right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=key)
     right.set(title="validation", xlabel="step", ylim=(0, 1))
-    right.legend(loc="lower right")
+    if evals:
+        right.legend(loc="lower right")
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
     figure.savefig(picture)

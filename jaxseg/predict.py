@@ -17,11 +17,16 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxseg.data import catalog, colours, files
+from jaxseg import models, sharding
+from jaxseg.data import catalog, colours, files, pixels, scene
 from jaxseg.data.pipeline import extend
+from jaxseg.data.scene import Scene
+from jaxseg.data.transforms import fitted_size
 from jaxseg.errors import InputError
+from jaxseg.found import Found, is_found, packed, unpacked
 from jaxseg.inference import buckets, check_windows, make_infer, settings
 from jaxseg.log import clock, say
+from jaxseg.saver import gather, write_found
 from jaxseg.train import load_variables
 
 ROWS = 512  # of an image that are coloured at a time
@@ -32,13 +37,19 @@ class Result:
     """What the network sees in one image."""
 
     image: np.ndarray  # uint8 [H,W,C]
-    label: np.ndarray  # uint8 [H,W], class ids
-    logits: np.ndarray  # float32 [H,W,K]
+    label: np.ndarray  # uint8 [H,W], class ids; 255 where a network of objects sees nothing
+    logits: np.ndarray | None  # float32 [H,W,K]; None from a network of objects
     classes: colours.Classes
+    instances: dict[str, np.ndarray] | None = None  # the surest first: `masks` bool [n,H,W],
+    # `scores` float32 [n], `classes` int32 [n], and `boxes` float32 [n,4], y0, x0, y1, x1, of some
+    panoptic: np.ndarray | None = None  # int32 [H,W], class id * 1000 + object, 255000 = void
+    scene: Scene | None = None  # the objects, or panoptic segments, that are drawn
 
     @property
     def overlay(self) -> np.ndarray:
-        """The classes' colours over the image, uint8 [H,W,3]."""
+        """The classes' colours over the image, uint8 [H,W,3]; objects with borders and names."""
+        if self.scene is not None:
+            return scene.overlay(self.image, self.scene, self.classes)
         return overlay(self.image, self.label, self.classes)
 
     def save(self, path: str | Path) -> None:
@@ -66,8 +77,17 @@ class Predictor:
         workdir = Path(workdir)
         loaded = load_variables(workdir, overrides)
         self.config, mesh, self.variables, self.step, self.fingerprint = loaded
+        if self.config.eval.mode == "whole":  # windows go to the devices one by one instead
+            mesh = sharding.over_rows(mesh)
         self.classes = catalog.read_classes(workdir / "classes.json")
-        self._infer = jax.jit(make_infer(self.config, mesh), static_argnames=("size", "logits"))
+        self.objects = models.of_objects(self.config)
+        self._answer = _answer = make_infer(self.config, mesh)
+
+        def infer(variables: Any, image: jax.Array, size: Any, logits: bool, extent: Any) -> dict:
+            out = _answer(variables, image, size, logits, extent)
+            return {**packed(out), "finite": out["finite"]} if is_found(out) else out
+
+        self._infer = jax.jit(infer, static_argnames=("size", "logits"))
 
     def __call__(self, image: np.ndarray) -> Result:
         """Labels one image [H,W,C] of any size, C as in the run: uint8, uint16 or float32 0..255.
@@ -89,7 +109,46 @@ class Predictor:
             image = image.astype(np.float32) / 257  # as files are read
         if image.dtype == np.float32 and not np.isfinite(image).all():
             raise InputError("an image with NaN or infinity: needs numbers 0..255")
+        if self.objects:
+            found = self.find(image, self.seen(image.shape[:2]))
+            shown, label = found.scene(self.config.eval.confidence), self.label(found)
+            kept = (found.instances, found.panoptic)
+            return Result(image, label, None, self.classes, *kept, shown)
         return Result(image, *self.infer(image, image.shape[:2], logits=True), self.classes)
+
+    def seen(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) at which the network is shown an image of `size`."""
+        return fitted_size(size, self.config.eval.resize) if self.objects else size
+
+    def kinds(self) -> set[str]:
+        """What a network of objects says: `semantic`, `instances`, `panoptic`."""
+        size, data = self.config.data.crop, self.config.data
+        image = jax.ShapeDtypeStruct((1, *size, data.channels), np.uint8)
+        out = jax.eval_shape(lambda v, x: self._answer(v, x, size, False), self.variables, image)
+        return set(out)
+
+    def label(self, found: Found) -> np.ndarray:
+        """uint8 [H,W] of class ids, see `Found.label`."""
+        things, least = models.things(self.config), self.config.eval.confidence
+        return found.label(self.classes, things, least)
+
+    def find(self, image: np.ndarray, shape: tuple[int, int], name: object = "") -> Found:
+        """What a network of objects finds in image [H,W,C], 0..255, as `infer` does for labels."""
+        size, data = image.shape[:2], self.config.data
+        seen = self.seen(size)
+        factor = tuple(n / have for n, have in zip(seen, size, strict=True))
+        image = extend(pixels.resample(image, (0, 0), factor, seen), shape, data.mean)[None]
+        out = self._infer(self.variables, image, size=shape, logits=False, extent=None)
+        self._check(out, name)
+        return unpacked(jax.device_get(out), 0, seen, size)
+
+    def _check(self, out: dict, name: object) -> None:
+        if not out["finite"][0]:
+            to = f" to {name}" if name else ""
+            raise InputError(
+                f"the network's answer{to} is not finite (NaN or infinity): the checkpoint is "
+                "broken, or train.compute_dtype too small for this image"
+            )
 
     def infer(
         self, image: np.ndarray, shape: tuple[int, int], logits: bool, name: object = ""
@@ -102,12 +161,7 @@ class Predictor:
         height, width = image.shape[:2]
         extent, image = np.array([[height, width]]), extend(image, shape)[None]
         out = self._infer(self.variables, image, size=shape, logits=logits, extent=extent)
-        if not out["finite"][0]:
-            to = f" to {name}" if name else ""
-            raise InputError(
-                f"the network's answer{to} is not finite (NaN or infinity): the checkpoint is "
-                "broken, or train.compute_dtype too small for this image"
-            )
+        self._check(out, name)
         label = np.asarray(out["semantic"])[0, :height, :width].astype(np.uint8)
         return label, np.asarray(out["logits"])[0, :height, :width] if logits else None
 
@@ -122,6 +176,9 @@ ENDS = {
     "logits": ".npz",
     "probabilities": "_probabilities.npz",
     "alpha": "_alpha.png",
+    "instances": "_instances.png",
+    "panoptic": "_panoptic.png",
+    "objects": "_objects.json",
     "label": ".png",
 }
 
@@ -132,6 +189,9 @@ class Formats(NamedTuple):
     logits: bool = False  # NAME.npz, float32 `logits` [H,W,K]
     probabilities: bool = False  # NAME_probabilities.npz, float32 `probabilities` [H,W,K]
     alpha: bool = False  # NAME_alpha.png, grey: the probability of class 1 of two
+    instances: bool = False  # NAME_instances.png, grey of 16 bits: the number of the object, 0 none
+    panoptic: bool = False  # NAME_panoptic.png, COCO's colours of segments
+    objects: bool = False  # NAME_objects.json: what annotations.json and panoptic.json say of it
 
     def files(self, output: Path, name: str) -> dict[str, Path]:
         """Kind -> file of an image; the label, written last, tells that the others are there."""
@@ -139,7 +199,8 @@ class Formats(NamedTuple):
         return {k: output / f"{name}{ENDS[k]}" for k, wanted in kinds.items() if wanted}
 
 
-PLAIN, EVERY = Formats(), Formats(logits=True, probabilities=True, alpha=True)
+PLAIN_KINDS = {"overlay", "label"}
+PLAIN, EVERY = Formats(), Formats(*[True] * len(Formats._fields))
 
 
 def predict(
@@ -158,6 +219,9 @@ def predict(
     memory is a few times that of the image and its label, and what the network holds of eval.batch
     windows; logits and probabilities, other scales and a CRF hold [H,W,K].
 
+    Where a network tells objects apart, OUTPUT/annotations.json, COCO's, has all objects of all
+    images that are there, and OUTPUT/panoptic.json, COCO's panoptic form, all segments.
+
     legend: also OUTPUT/legend.png, the classes' names and colours. part: (i, n), the i-th of n
     processes that share the images, from 1. overrides: of the run's config.
     """
@@ -165,11 +229,8 @@ def predict(
     check_outputs(paths, output, formats, legend)
     predictor = Predictor(workdir, overrides)
     config = predictor.config
-    if formats.alpha and len(predictor.classes) != 2:
-        raise InputError(
-            f"--save_alpha needs a run with two classes, background and foreground: {workdir} has "
-            f"{len(predictor.classes)}"
-        )
+    formats = fitting(formats, predictor)
+    check_outputs(paths, output, formats, legend)  # of a network of objects there are more
     sizes = {name: files.image_size(path) for name, path in paths.items()}
     check_windows(config, list(sizes.values()), list(paths.values()).__getitem__)
     try:
@@ -178,7 +239,8 @@ def predict(
         raise InputError(f"cannot write to {output}: {error.strerror}") from error
     if legend:
         save_legend(output / "legend.png", predictor.classes)
-    fits = buckets(sizes.values(), config.eval.buckets)
+    seen = {name: predictor.seen(size) for name, size in sizes.items()}
+    fits = buckets(seen.values(), config.eval.buckets)
     deep = any(files.is_deep(path, config.data.channels) for path in paths.values())
     dtype = np.dtype(np.float32 if deep else np.uint8)  # one for all: each would compile anew
     note = {"step": predictor.step, "names": predictor.classes.names}
@@ -186,23 +248,68 @@ def predict(
     mine = list(paths.items())[part[0] - 1 :: part[1]]
     progress = Progress(len(mine))
     for name, path in mine:
-        own = json.loads(json.dumps({**note, "shape": fits[sizes[name]]}))
+        shape = fits[seen[name]]
+        own = json.loads(json.dumps({**note, "shape": shape}))
         written, every = (f.files(output, name) for f in (formats, EVERY))
         good, old = standing(every, path, own)
         work = not written.keys() <= good
         if work:
-            image = read(path, sizes[name], config.data.channels)
-            shape, arrays = fits[sizes[name]], formats != PLAIN
-            label, logits = predictor.infer(image.astype(dtype, copy=False), shape, arrays, path)
-            # Without its label nothing of an image is taken for good, should this be interrupted.
-            for kind in ("label", *(old - good - written.keys())):
-                every[kind].unlink(missing_ok=True)
+            image = read(path, sizes[name], config.data.channels).astype(dtype, copy=False)
             own["kinds"] = sorted(good | written.keys())
-            write(written, image, label, logits, predictor.classes, json.dumps(own))
+            old = [every[kind] for kind in ("label", *(old - good - written.keys()))]
+            label_image(predictor, path, image, shape, written, old, json.dumps(own))
         progress.done(f"{path} -> {written['label']}" + ("" if work else " (is there)"), work)
+    if predictor.objects:
+        own = [output / f"{name}{ENDS['objects']}" for name in paths]
+        gather(output, own, predictor.classes, formats.panoptic)
     compilations = predictor._infer._cache_size()
     say(f"images: {len(mine)}, labelled: {progress.worked}, compilations: {compilations}")
     return 0
+
+
+def fitting(formats: Formats, predictor: Predictor) -> Formats:
+    """What is written of an image by that run. Raises InputError for what it cannot tell."""
+    if formats.alpha and len(predictor.classes) != 2:
+        raise InputError(
+            "--save_alpha needs a run with two classes, background and foreground: this one has "
+            f"{len(predictor.classes)}"
+        )
+    if not predictor.objects:
+        return formats
+    if formats != PLAIN:
+        raise InputError(
+            f"{predictor.config.model.name} tells objects apart and has no logits of pixels: leave "
+            "--save_logits, --save_probabilities and --save_alpha out"
+        )
+    return Formats(instances=True, panoptic="panoptic" in predictor.kinds(), objects=True)
+
+
+def label_image(
+    predictor: Predictor,
+    path: Path,
+    image: np.ndarray,
+    shape: tuple[int, int],
+    written: dict[str, Path],
+    old: list[Path],
+    note: str,
+) -> None:
+    """Labels image [H,W,C], extended to `shape`, and writes its files; `old` ones go before.
+
+    Without its label, the first of them, nothing of an image is taken for good, should this be
+    interrupted.
+    """
+    found = predictor.find(image, shape, path) if predictor.objects else None
+    if found is None:
+        label, logits = predictor.infer(image, shape, not written.keys() <= PLAIN_KINDS, path)
+    else:
+        label, logits = predictor.label(found), None
+    for file in old:
+        file.unlink(missing_ok=True)
+    if found is not None:
+        least = predictor.config.eval.confidence
+        write_found(written, path, image, found, found.scene(least), predictor.classes)
+        written = {"label": written["label"]}
+    write(written, image, label, logits, predictor.classes, note)
 
 
 def read(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:

@@ -19,13 +19,17 @@ LONGEST = 500  # lines
 # Floor of every module or folder of the package; an import goes to a lower one.
 FLOORS = {
     "errors": 0,
+    "faults": 0,
     "ops": 0,
     "data": 0,
     "config": 1,
     "sharding": 1,
+    "distributed": 1,
     "optim": 1,
     "recipes": 1,
     "checkpoint": 1,
+    "guard": 1,
+    "life": 1,
     "log": 1,
     "plots": 1,
     "weights": 1,
@@ -34,7 +38,11 @@ FLOORS = {
     "experiment": 4,
     "pretrained": 4,
     "workdir": 4,
+    "windows": 4,
     "inference": 4,
+    "found": 4,
+    "scoring": 4,
+    "saver": 4,
     "report": 4,
     "evaluate": 4,
     "train": 4,
@@ -50,7 +58,8 @@ FLOORS = {
 }
 ROOMS = ("ops", "data", "weights", "backbones", "models")  # inside, imports are free but acyclic
 # Floor 4: a later one may import an earlier one.
-ORDER = ("experiment", "pretrained", "workdir", "inference", "report", "evaluate", "train")
+ORDER = ("experiment", "pretrained", "workdir", "windows", "inference", "found", "scoring", "saver")
+ORDER += ("report", "evaluate", "train")
 VERBS = ("predict", "regions", "check", "pack", "browse", "convert", "describe")
 TOP_LEVEL = {"LICENSE", "README.md", "experiments", "jaxseg", "pyproject.toml", "scripts", "tests"}
 HEAVY = ("jax", "flax", "orbax", "grain", "tensorflow_datasets", "tensorflow", "matplotlib")

@@ -56,6 +56,15 @@ def test_objects_are_pasted_where_the_config_asks_for_it(few_scenes, tmp_path):
     assert 0 < differing < 1
 
 
+def test_objects_have_white_borders(few_scenes, tmp_path):
+    _browse(tmp_path / "plain.png")
+    _browse(tmp_path / "objects.png", "data.objects=12")
+    plain, drawn = (np.asarray(Image.open(tmp_path / f"{n}.png")) for n in ("plain", "objects"))
+    changed = (plain != drawn).any(-1)
+    assert 100 < changed[:96, 96:192].sum() < 96 * 96 / 3 and (drawn[changed] == 255).all()
+    assert not changed[:96, :96].any()
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 6])
 def test_images_of_any_channels_are_shown(channels):
     image = np.random.default_rng(0).uniform(0, 255, (5, 6, channels)).astype(np.float32)

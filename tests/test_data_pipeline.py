@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxseg.config import default
+from jaxseg.config import check, default
 from jaxseg.data import pipeline
 from jaxseg.data.borders import border_weights
-from jaxseg.data.colours import IGNORE
+from jaxseg.data.colours import IGNORE, Classes, voc_palette
+from jaxseg.data.objects import bounds
 from jaxseg.errors import InputError
 
 KEYS = ("image", "label", "valid", "size", "index", "name")
@@ -223,6 +224,70 @@ def test_a_bad_example_is_an_input_error_through_threads_and_processes(workers):
     with contextlib.closing(stream), pytest.raises(InputError, match="mask 3 is bad"):
         for _ in range(3):
             next(stream)
+
+
+class Objects(Numbers):
+    """Example i has i objects of class 1, each a column, and one of class 2, which is no thing."""
+
+    instances = True
+    classes = Classes(tuple("abcdefg"), voc_palette(7), (1,))
+
+    def __getitem__(self, index: int) -> dict:
+        example = super().__getitem__(index)
+        masks = np.zeros((index + 1, *example["label"].shape), np.uint8)
+        for i in range(index + 1):
+            masks[i, :, 2 * i : 2 * i + 2] = 1
+        classes, crowd = np.ones(index + 1, np.int32), np.zeros(index + 1, bool)
+        classes[index] = 2
+        example["instances"] = {"masks": masks, "classes": classes, "crowd": crowd}
+        return example
+
+
+@pytest.mark.parametrize("crop", [(16, 18), (20, 24)])
+def test_objects_come_in_slots_aligned_with_the_image(caplog, crop):
+    data = _data(objects=4)
+    data.crop = crop
+    with contextlib.closing(pipeline.train_batches(Objects(), data, batch=7, seed=1)) as stream:
+        batch = next(stream)
+    assert set(batch) == {"image", "label", "valid", "masks", "classes", "boxes", "crowd"}
+    assert batch["masks"].shape == (7, 4, *crop) and batch["boxes"].shape == (7, 4, 4)
+    for k, i in enumerate(batch["image"][:, 0, 0, 0].tolist()):
+        held = batch["classes"][k] >= 0
+        assert (batch["classes"][k][held] == 1).all() and held.sum() <= min(i, 4)
+        assert (batch["masks"][k].any((1, 2)) == held).all()
+        np.testing.assert_array_equal(batch["boxes"][k], bounds(batch["masks"][k]))
+        assert not batch["masks"][k][:, batch["label"][k] == IGNORE].any()
+    if crop == (20, 24):  # all of every image
+        assert (batch["classes"] >= 0).sum() == 1 + 2 + 3 + 4 + 4 + 4
+        said = [record.getMessage() for record in caplog.records]
+        assert "data.objects is 4, and an image has" in said[0]
+        assert "data.objects is 4: 3 objects of 2 images were dropped" in said[1]
+
+
+def test_the_device_deals_no_objects():
+    config = default()
+    config.data.update(objects=4, augment_on="device")
+    with pytest.raises(InputError, match="data.objects is 4: needs its default where data.augment"):
+        check(config)
+
+
+def test_evaluation_carries_the_truth_beside_what_goes_to_the_device():
+    sizes = [(12, 16), (20, 9), (12, 16)]
+    for item in _all(Objects(sizes), batch=2, resize=(8, 6), fill=(7, 8, 9), shapes=[(8, 9)] * 3):
+        for image, label, size, index, truth in zip(
+            *(item[key] for key in ("image", "label", "size", "index", "truth")), strict=True
+        ):
+            if index < 0:
+                assert truth is None
+                continue
+            assert tuple(size) == ((6, 8) if sizes[index] == (12, 16) else (8, 4))
+            assert (image[: size[0], : size[1]] == index).all()
+            assert (image[size[0] :] == (7, 8, 9)).all() and (
+                image[:, size[1] :] == (7, 8, 9)
+            ).all()
+            assert (label[: size[0], : size[1]] != IGNORE).all()
+            assert truth["label"].shape == sizes[index]
+            assert len(truth["instances"]["masks"]) == index + 1
 
 
 def _all(source: Numbers, **options) -> list[dict]:

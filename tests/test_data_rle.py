@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxseg.data.rle import decode, draw_polygon, from_runs, unpack
+from jaxseg.data.rle import decode, draw_polygon, encode, from_runs, unpack
 
 # Polygons x, y, ... in a picture of 7 x 9 and what pycocotools 2.0.11 makes of them, row by row.
 PIXELS = {
@@ -98,3 +98,20 @@ def test_several_polygons_are_one_object():
 def test_what_does_not_fit_the_image_is_refused(segmentation, message):
     with pytest.raises(ValueError, match=message):
         decode(segmentation, SIZE)
+
+
+def test_masks_are_encoded_as_the_official_tool_does():
+    official = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    for density in (0, 0.01, 0.5, 0.99, 1):
+        mask = rng.random((37, 53)) < density
+        theirs = official.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert encode(mask) == {"size": [37, 53], "counts": theirs["counts"].decode()}
+
+
+def test_what_is_encoded_is_decoded():
+    rng = np.random.default_rng(0)
+    for density in (0, 0.003, 0.5, 1):
+        mask = rng.random((140, 90)) < density
+        np.testing.assert_array_equal(decode(encode(mask), mask.shape), mask)
+    assert encode(np.bool_([[0, 1], [1, 1]])) == {"size": [2, 2], "counts": "13"}

@@ -18,10 +18,11 @@ from jaxseg import models
 from jaxseg.config import default
 from jaxseg.data.colours import IGNORE, Classes, save_label, voc_palette
 from jaxseg.errors import InputError
-from jaxseg.evaluate import Saved, evaluate, make_eval_step, open_source, rescore, saver
+from jaxseg.evaluate import Saved, evaluate, make_eval_step, open_source, rescore
 from jaxseg.inference import make_infer, settings
 from jaxseg.main import run
 from jaxseg.ops import boundary, metrics
+from jaxseg.saver import Saver
 from jaxseg.sharding import make_mesh, replicated
 
 K = 4
@@ -167,7 +168,7 @@ def _pixels(config: ConfigDict, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = jax.random.normal(jax.random.key(1), (3, K))
     network = SimpleNamespace(apply=lambda variables, x, train: {"logits": x @ weight})
     built = (network, None, models.build(config)[2])
-    monkeypatch.setattr("jaxseg.inference.models", SimpleNamespace(build=lambda config: built))
+    monkeypatch.setattr(models, "build", lambda config: built)
 
 
 def test_two_hundred_sizes_compile_eight_times_and_count_each_image_once(monkeypatch):
@@ -290,7 +291,7 @@ def test_classes_of_another_order_are_refused():
 @pytest.fixture(scope="module")
 def saved(variables, evaluated, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "predictions" / "val"
-    save = saver(folder, 12, Noise.classes, settings(_config()))
+    save = Saver(folder, 12, Noise.classes, settings(_config()))
     result = _evaluate(_config(), variables, Noise(), save=save)
     assert result.scores == evaluated.scores
     return folder
@@ -344,7 +345,7 @@ def _gone(folder: Path, name: str = "image3.png") -> None:
 
 def _other_classes(folder: Path) -> None:
     classes = Classes(("sky", "street", "car", "bird"), voc_palette(K))
-    saver(folder, 12, classes)("image0", np.zeros(SIZES[0]))
+    Saver(folder, 12, classes)("image0", np.zeros(SIZES[0]))
 
 
 @pytest.mark.parametrize(
@@ -367,7 +368,7 @@ def test_bad_predictions_are_named(saved, tmp_path, monkeypatch, spoil, expected
 
 
 def test_two_images_of_one_name_cannot_both_be_saved(tmp_path):
-    save = saver(tmp_path, 12, Noise.classes)
+    save = Saver(tmp_path, 12, Noise.classes)
     save("a", np.zeros((3, 4)))
     with pytest.raises(InputError, match="two images are named a"):
         save("a", np.zeros((3, 4)))
@@ -411,7 +412,7 @@ def test_a_folder_that_mixes_predictions_is_refused(
     for path in saved.glob("image*.png"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     if step:
-        saver(tmp_path, step, Noise.classes, settings(asked))("image3", np.zeros(SIZES[3]))
+        Saver(tmp_path, step, Noise.classes, settings(asked))("image3", np.zeros(SIZES[3]))
     else:
         Image.fromarray(np.zeros(SIZES[3], np.uint8)).save(tmp_path / "image3.png")
     with pytest.raises(InputError, match=rf"image0\.png and .*image3\.png .*: {expected}"):

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from jaxseg import inference, models
 from jaxseg.config import default
 from jaxseg.errors import InputError
-from jaxseg.inference import buckets, make_infer, starts
+from jaxseg.inference import buckets, make_infer
 from jaxseg.sharding import make_mesh, replicated
+from jaxseg.windows import axis_shares, starts
 
 K = 4
 
@@ -129,7 +130,7 @@ def test_windows_start_as_in_mmsegmentation(length, crop, stride, expected):
 @pytest.mark.parametrize("blend", ["uniform", "gaussian"])
 @pytest.mark.parametrize(("length", "crop", "stride"), [(20, 8, 6), (21, 8, 3), (8, 8, 5)])
 def test_shares_of_a_pixel_add_up_to_one(length, crop, stride, blend):
-    first, shares = inference._axis(length, crop, stride, blend)
+    first, shares = axis_shares(length, crop, stride, blend)
     total = np.zeros(length)
     for start, share in zip(first, shares, strict=True):
         total[start : start + crop] += share
@@ -430,7 +431,7 @@ def _pixels(monkeypatch: pytest.MonkeyPatch, step: int = 1) -> np.ndarray:
         fit=lambda size: tuple(-(-n // step) * step for n in size),
     )
     built = (network, None, models.build(_config())[2])
-    monkeypatch.setattr(inference, "models", SimpleNamespace(build=lambda config: built))
+    monkeypatch.setattr(models, "build", lambda config: built)
     return np.asarray(weight)
 
 
@@ -474,7 +475,7 @@ def test_minus_infinity_is_not_finite_even_where_probabilities_are_averaged(monk
     logits = {"logits": jnp.zeros((1, 12, 12, K)).at[0, 3, 4, 0].set(-jnp.inf)}
     network = SimpleNamespace(apply=lambda variables, x, train: logits)
     built = (network, None, models.build(_config())[2])
-    monkeypatch.setattr(inference, "models", SimpleNamespace(build=lambda config: built))
+    monkeypatch.setattr(models, "build", lambda config: built)
     config = _config({"mode": mode, "crop": (12, 12), "flip": True})
     for keep in (False, True):
         out = _run(config, {"params": {}}, _image(12, 12), logits=keep)

@@ -188,6 +188,13 @@ def open_split(
     return Files(listing, found.classes, channels, instances, complete)
 
 
+def file_ids(dataset: str, root: str = "") -> dict[int, int]:
+    """Class id -> what the data set's own files call it, such as COCO's category ids."""
+    own = dataset != "shapes" and not dataset.startswith(TFDS)
+    same = {i: i for i in range(len(classes(dataset, root)))}
+    return same | (tables.file_ids(table(dataset, root)) if own else {})
+
+
 def to_submission_ids(label: np.ndarray, dataset: str) -> np.ndarray:
     """Ids [H,W] 0..K-1 -> the values that the data set's own files and its server use."""
     return tables.to_values(label, benchmark(dataset))

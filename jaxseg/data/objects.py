@@ -1,5 +1,7 @@
 """The objects of an example, `instances`: `masks` uint8 [n,H,W], `classes` [n], `crowd` [n]."""
 
+from collections.abc import Collection
+
 import numpy as np
 
 from jaxseg.errors import InputError
@@ -51,3 +53,41 @@ def random_pixel(example: dict, rng: np.random.Generator) -> tuple[int, int] | N
     pixels = np.argwhere(found["masks"][there[rng.integers(len(there))]])
     y, x = pixels[rng.integers(len(pixels))].tolist()
     return y, x
+
+
+def bounds(masks: np.ndarray) -> np.ndarray:
+    """int32 [n,4] of masks [n,H,W]: y0, x0, y1, x1, pixels, half open; 0 of empty ones."""
+    boxes = np.zeros((len(masks), 4), np.int32)
+    for axis in (0, 1):
+        seen = masks.any(axis=2 - axis)  # [n,H], then [n,W]
+        boxes[:, axis] = seen.argmax(1)
+        boxes[:, axis + 2] = np.where(seen.any(1), seen.shape[1] - seen[:, ::-1].argmax(1), 0)
+    return boxes
+
+
+def of_classes(instances: dict[str, np.ndarray], classes: Collection[int]) -> dict:
+    """Those objects whose class is one of `classes` and of which a pixel is left."""
+    kept = np.isin(instances["classes"], list(classes)) & instances["masks"].any((1, 2))
+    return {key: value[kept] for key, value in instances.items()}
+
+
+def slots(instances: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """The objects in `count` slots, as a batch has them, all of which have a pixel: `masks` uint8
+    [count,H,W], `classes` int32 [count], -1 = empty slot, `boxes` float32 [count,4] (y0, x0, y1,
+    x1, pixels, half open) and `crowd` bool [count]; the rest is 0. `dropped`, int32: how many
+    objects, the smallest, found no slot.
+    """
+    masks, classes, crowd = (instances[key] for key in ("masks", "classes", "crowd"))
+    dropped = max(0, len(masks) - count)
+    if dropped:
+        largest = np.argsort(-masks.sum((1, 2), dtype=np.int64), kind="stable")[:count]
+        kept = np.sort(largest)
+        masks, classes, crowd = masks[kept], classes[kept], crowd[kept]
+    fill = [(0, count - len(masks))]
+    return {
+        "masks": np.pad(masks, [*fill, (0, 0), (0, 0)]),
+        "classes": np.pad(classes.astype(np.int32), fill, constant_values=-1),
+        "boxes": np.pad(bounds(masks).astype(np.float32), [*fill, (0, 0)]),
+        "crowd": np.pad(crowd.astype(bool), fill),
+        "dropped": np.int32(dropped),
+    }

@@ -1,8 +1,10 @@
 """From a source to batches: shuffled, augmented, sharded and prefetched by grain."""
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import grain
 import numpy as np
@@ -11,13 +13,17 @@ from ml_collections import ConfigDict
 
 from jaxseg.data.borders import border_weights
 from jaxseg.data.colours import IGNORE
+from jaxseg.data.objects import of_classes, slots
 from jaxseg.data.transforms import augment, fitted, fitted_size, own_transform, pad
 from jaxseg.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 
 class _Augment(grain.transforms.RandomMap):
     """One example of a training batch: image [h,w,C], label int32 [h,w], valid; with
-    data.border_weight also weight, and from soft masks alpha, both float32 [h,w]."""
+    data.border_weight also weight, and from soft masks alpha, both float32 [h,w]; with data.objects
+    also what `objects.slots` gives of the objects of things."""
 
     def __init__(self, source: Sequence[dict], data: ConfigDict):
         self.source, self.data = source, data
@@ -32,6 +38,9 @@ class _Augment(grain.transforms.RandomMap):
             batch["weight"] = border_weights(label, *how)
         if "alpha" in example:
             batch["alpha"] = np.ascontiguousarray(example["alpha"])
+        if self.data.objects:
+            things = of_classes(example["instances"], self.source.classes.things)
+            batch |= slots(things, self.data.objects)
         return batch
 
     def another(self, rng: np.random.Generator) -> dict:
@@ -89,6 +98,10 @@ def train_batches(
     With data.augment_on = "device" they come as they are, but for data.resize, with their `size`
     [B,2] in images of one greater shape (`stage_shape`) and their `position` [B] in the stream;
     `ops.augment` goes on from there.
+
+    With data.objects = N > 0 a batch also has the objects of each example, after augmentation:
+    `masks` uint8 [B,N,H,W], `classes` int32 [B,N] (-1 = empty slot), `boxes` float32 [B,N,4] and
+    `crowd` bool [B,N]. Of more than N the smallest are dropped, which is said.
     """
     index, count = process
     stream = grain.MapDataset.source(source).shuffle(seed=seed).repeat()
@@ -103,7 +116,37 @@ def train_batches(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers))
-    return iter(stream)
+    return _counted(iter(stream), data.objects) if data.objects else iter(stream)
+
+
+def _counted(batches: Iterator[dict], most: int) -> Iterator[dict]:
+    """The batches without `dropped`, which is added up: said at its first, and in all at the end.
+
+    Counted is what this process takes out of its stream.
+    """
+    objects = images = 0
+    with contextlib.closing(batches):
+        try:
+            for batch in batches:
+                dropped = batch.pop("dropped")
+                if dropped.any() and not objects:
+                    _log.warning(
+                        "data.objects is %d, and an image has %d more: the smallest are dropped. "
+                        "How many in all is said at the end",
+                        most,
+                        dropped.max(),
+                    )
+                objects, images = objects + int(dropped.sum()), images + np.count_nonzero(dropped)
+                yield batch
+        finally:
+            if objects:
+                _log.warning(
+                    "data.objects is %d: %d objects of %d images were dropped, the smallest of "
+                    "each image",
+                    most,
+                    objects,
+                    images,
+                )
 
 
 def eval_batches(
@@ -113,38 +156,57 @@ def eval_batches(
     shapes: Sequence[tuple[int, int]] = (),
     threads: int = 2,
     process: tuple[int, int] = (0, 1),
-) -> Iterator[dict[str, np.ndarray]]:
+    resize: tuple[int, int] = (0, 0),
+    fill: Sequence[float] | None = None,
+) -> Iterator[dict[str, Any]]:
     """Every example once, in batches of one shape each, filled up where examples run out.
 
     shapes: the (height, width) that each example is extended to, its own size by default: the image
-    by mirroring, the label by 255. Beside `image`, `label` and `valid` a batch has the examples'
-    `size` [B,2] before that, their `index` [B] in the source, and `name` [B]; from soft masks also
-    `alpha` [B,H,W]. An index of -1 marks a filling example, all ignored and not valid.
+    by mirroring, or with `fill`, one number a channel, by that; the label by 255. Beside `image`,
+    `label` and `valid` a batch has the examples' `size` [B,2] before that, their `index` [B] in the
+    source, and `name` [B]; from soft masks also `alpha` [B,H,W]. An index of -1 marks a filling
+    example, all ignored and not valid.
+
+    From a source of objects a batch also has `truth`, a list of B examples as they are, without
+    their images, None for a filling one; it stays on the host. resize: (long, short side) to fit
+    images and labels into before all that, but not the truth.
     """
     by_shape: dict[tuple[int, int], list[int]] = {}
     for i in range(len(source)):
-        by_shape.setdefault(shapes[i] if shapes else source.size(i), []).append(i)
+        shape = shapes[i] if shapes else fitted_size(source.size(i), resize)
+        by_shape.setdefault(shape, []).append(i)
     groups = []
     for shape, members in by_shape.items():
         members += [-1] * (-len(members) % batch)
         for k in range(0, len(members), batch):
             groups.append((shape, members[k : k + batch][process[0] :: process[1]]))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    load = partial(_load, source=source)
+    load = partial(_load, source=source, resize=resize, fill=fill)
     stream = grain.MapDataset.source(groups).map(load).to_iter_dataset(options)
     with contextlib.closing(iter(stream)) as batches:  # its threads end with the caller's interest
         yield from batches
 
 
-def extend(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """image [h,w,C] -> [*shape,C]: mirrored at its lower and right border, again and again."""
+def extend(
+    image: np.ndarray, shape: tuple[int, int], fill: Sequence[float] | None = None
+) -> np.ndarray:
+    """image [h,w,C] -> [*shape,C]: mirrored at its lower and right border, again and again; with
+    `fill`, one number a channel, that is there instead: a mirrored object would be one more."""
     pads = [(0, n - h) for n, h in zip(shape, image.shape[:2], strict=True)]
     if image.shape[:2] == tuple(shape):  # without a copy
         return image
+    if fill is not None:
+        label = np.empty(image.shape[:2], np.uint8)
+        return pad({"image": image, "label": label}, shape, fill)["image"]
     return np.pad(image, [*pads, (0, 0)], mode="symmetric")
 
 
-def _load(group: tuple, source: Sequence[dict]) -> dict[str, np.ndarray]:
+def _load(
+    group: tuple,
+    source: Sequence[dict],
+    resize: tuple[int, int],
+    fill: Sequence[float] | None,
+) -> dict[str, Any]:
     shape, index = group
     index = np.array(index, np.int32)
     examples = {k: source[i] for k, i in enumerate(index) if i >= 0}
@@ -155,17 +217,23 @@ def _load(group: tuple, source: Sequence[dict]) -> dict[str, np.ndarray]:
     name = np.full(len(index), "", object)
     soft = getattr(source, "soft", False)
     alpha = np.zeros(label.shape, np.float32) if soft else None
+    truth: list[dict | None] = [None] * len(index)
     for k, example in examples.items():
-        height, width = size[k] = example["label"].shape
-        if (height, width) != source.size(index[k]):
+        if example["label"].shape != source.size(index[k]):
             raise InputError(
-                f"{example['name']} has {(height, width)} pixels (height, width), but its header "
-                f"says {source.size(index[k])}: the file is damaged. Export it again"
+                f"{example['name']} has {example['label'].shape} pixels (height, width), but its "
+                f"header says {source.size(index[k])}: the file is damaged. Export it again"
             )
-        image[k] = extend(example["image"], shape)
-        label[k, :height, :width], name[k] = example["label"], example["name"]
+        if "instances" in example:
+            truth[k] = {key: example[key] for key in ("label", "instances")}
+        seen = {key: value for key, value in example.items() if key != "instances"}
+        seen = fitted(seen, resize) if any(resize) else seen
+        height, width = size[k] = seen["label"].shape
+        image[k] = extend(seen["image"], shape, fill)
+        label[k, :height, :width], name[k] = seen["label"], example["name"]
         if soft:
-            alpha[k, :height, :width] = example["alpha"]
+            alpha[k, :height, :width] = seen["alpha"]
     batch = {"image": image, "label": label, "valid": index >= 0}
     batch |= {"alpha": alpha} if soft else {}
+    batch |= {"truth": truth} if getattr(source, "instances", False) else {}
     return {**batch, "size": size, "index": index, "name": name}

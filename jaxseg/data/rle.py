@@ -1,4 +1,4 @@
-"""COCO's masks: run lengths and polygons, decoded to the very pixels of the official tools.
+"""COCO's masks: run lengths and polygons, to the very pixels of the official tools.
 
 Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014. Run lengths go down the columns.
 """
@@ -26,6 +26,27 @@ def decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"its size {segmentation['size']} is not the image's {list(size)}")
     counts = segmentation["counts"]
     return from_runs(unpack(counts) if isinstance(counts, str) else counts, size)
+
+
+def encode(mask: np.ndarray) -> dict[str, Any]:
+    """The annotation of a mask bool [H,W], as results have it: run lengths as a string."""
+    flat = np.ascontiguousarray(mask.T, bool).ravel()
+    changes = np.flatnonzero(np.diff(flat, prepend=False))
+    counts = np.diff(changes, prepend=0, append=flat.size).tolist()
+    return {"size": list(mask.shape), "counts": pack(counts)}
+
+
+def pack(counts: list[int]) -> str:
+    """The inverse of `unpack`."""
+    text = []
+    for i, count in enumerate(counts):
+        value = count - counts[i - 2] if i > 2 else count
+        more = True
+        while more:
+            digit, value = value & 31, value >> 5
+            more = value != (-1 if digit & 16 else 0)
+            text.append(chr((digit | 32 * more) + 48))
+    return "".join(text)
 
 
 def from_runs(counts: list[int], size: tuple[int, int]) -> np.ndarray:

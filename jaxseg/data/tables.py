@@ -138,6 +138,11 @@ def write_classes(path: Path, classes: Classes) -> None:
         file.write_text(json.dumps(content) + "\n")
 
 
+def file_ids(table: Table) -> dict[int, int]:
+    """Class id -> the value in the data set's own files, the first where it has several."""
+    return {i: value for value, i in reversed(table.ids.items()) if i != IGNORE}
+
+
 def to_values(label: np.ndarray, table: Table) -> np.ndarray:
     """Ids [H,W] -> what the data set's own label files hold: what an evaluation server wants.
 

@@ -2,11 +2,21 @@
 
 - `Model(num_classes, ...)(image, train) -> dict of arrays`, a Linen module. image [B,H,W,C] is
   normalised. Optional methods: `fit(size)`, the input size that it needs to label an image of
-  `size` (default: the same), and `check_crop(size)`, which raises InputError for a crop that does
-  not fit;
-- `loss(outputs, batch, *, ...) -> (scalar, dict of scalars)`;
+  `size` (default: the same), `check_crop(size)`, which raises InputError for a crop that does
+  not fit, and `inputs(batch) -> tuple`, what it is given after the image in training: two-stage
+  networks train on regions that they choose with the truth in view;
+- `loss(outputs, batch, *, ...) -> (scalar, dict of scalars)`, with a key for what it draws at
+  random, `batch["rng"]`, in training;
 - `predict(outputs, image, *, ...) -> dict` with `semantic` [B,h,w] int32 and `logits` [B,h,w,K]
   float32, where h, w is the input's size, or its centre where convolutions are valid.
+
+A paper of objects has the field `things`, the class ids whose objects it tells apart, () for all;
+outside the network classes have the data set's ids. Its batches have objects, see
+`pipeline.train_batches`, and its `predict` gives any of `semantic`, with or without `logits`,
+`instances` and `panoptic` int32 [B,h,w], class id * 1000 + the number of the object (from 1; 0 of
+stuff), 255000 = void. `instances` has `masks` bool [B,M,h,w], `scores` float32 [B,M], `classes`
+int32 [B,M], -1 = empty slot, and where the paper has them `boxes` float32 [B,M,4] (y0, x0, y1, x1,
+pixels). h, w is the input's size.
 
 The fields of `Model` are the schema of the config's section `model`, and those of a dataclass or a
 backbone among them that of a section inside it. A keyword of `loss` or `predict` that is also a
@@ -69,6 +79,16 @@ def complete(config: ConfigDict) -> None:
 
 def learns(config: ConfigDict) -> bool:
     return config.model.name not in WITHOUT_PARAMETERS
+
+
+def of_objects(config: ConfigDict) -> bool:
+    """Whether the paper tells objects apart: its `Model` has the field `things`."""
+    return "things" in config.model
+
+
+def things(config: ConfigDict) -> tuple[int, ...]:
+    """The class ids whose objects a paper of objects tells apart: all of them unless it says."""
+    return config.model.things or tuple(range(config.model.num_classes))
 
 
 def segmenter(config: ConfigDict) -> Callable:

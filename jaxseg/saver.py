@@ -1,0 +1,135 @@
+"""Predictions as files: those of an evaluation, and what was found in a user's images."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from jaxseg import models
+from jaxseg.data import catalog, results, scene
+from jaxseg.data.colours import Classes, save_label
+from jaxseg.data.files import replacing
+from jaxseg.errors import InputError
+from jaxseg.found import Found
+
+
+class Saver:
+    """save(name, answer), for each image once, and finish().
+
+    A label [H,W] becomes FOLDER/NAME.png, indexed, with the step, the classes and, where given, the
+    settings that were asked for inside. What a network of objects found is that label too, where
+    it says one, and with all other images: FOLDER/results.json, COCO's results, in which masks are
+    run lengths, and where there are boxes boxes.json (apart, because COCO's tool measures a mask
+    with a box by its box); FOLDER/panoptic.json and panoptic/NAME.png, COCO's panoptic form, which
+    is that of Cityscapes too; and of its data sets cityscapes/NAME.txt with cityscapes/masks/. The
+    ids in them are those of the data set's own files.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        classes: Classes,
+        asked: dict | None = None,
+        config: ConfigDict | None = None,
+    ):
+        """config: of a paper of objects, for the data set's ids."""
+        self.folder, self.classes = folder, classes
+        self.note = json.dumps({"step": step, "names": classes.names, "eval": asked})
+        self.written: set[str] = set()
+        self.results: list[dict] | None = None
+        self.boxes: list[dict] = []
+        self.segments: list[dict] = []
+        self.city, self.ids = False, {i: i for i in range(len(classes))}
+        if config is not None and models.of_objects(config):
+            data = config.data
+            self.ids = catalog.file_ids(data.dataset, data.root)
+            self.city = data.dataset.partition(":")[0].startswith("cityscapes")
+
+    def __call__(self, name: str, answer: np.ndarray | Found) -> None:
+        if name in self.written:
+            raise InputError(f"two images are named {name}: their predictions have no place")
+        self.written.add(name)
+        if isinstance(answer, Found):
+            self._found(name, answer)
+            answer = answer.semantic
+        if answer is not None:
+            with replacing(self.folder / f"{name}.png") as file:
+                save_label(file, answer, self.classes, self.note)
+
+    def _found(self, name: str, found: Found) -> None:
+        if found.instances is not None:
+            self.results = self.results or []
+            for entry in results.coco_results(name, found.instances, self.ids):
+                box = entry.pop("bbox")
+                self.results.append(entry)
+                if "boxes" in found.instances:
+                    rest = {k: v for k, v in entry.items() if k != "segmentation"}
+                    self.boxes.append({**rest, "bbox": box})
+            if self.city:
+                place = self.folder / "cityscapes"
+                results.save_cityscapes(place, name, found.instances, self.ids)
+        if found.panoptic is not None:
+            self.segments.append(results.panoptic_entry(name, found.panoptic, self.ids))
+            with replacing(self.folder / "panoptic" / f"{name}.png") as file:
+                results.save_panoptic(file, found.panoptic)
+
+    def finish(self) -> None:
+        """Writes what is about all images."""
+        if self.results is not None:
+            results.save_json(self.folder / "results.json", self.results)
+        if self.boxes:
+            results.save_json(self.folder / "boxes.json", self.boxes)
+        if self.segments:
+            whole = results.panoptic_json(self.segments, self.classes, self.ids)
+            results.save_json(self.folder / "panoptic.json", whole)
+
+
+def write_found(
+    written: Mapping[str, Path],
+    path: Path,
+    image: np.ndarray,
+    found: Found,
+    shown: scene.Scene,
+    classes: Classes,
+) -> None:
+    """Writes what was found in image [H,W,C], the file `path`, but for its label.
+
+    written: `overlay`, `instances`, `objects` and, of a panoptic network, `panoptic`, and where.
+    shown: what is drawn.
+    """
+    ids = {i: i for i in range(len(classes))}
+    with replacing(written["overlay"]) as file:
+        Image.fromarray(scene.overlay(image, shown, classes)).save(file, format="PNG")
+    with replacing(written["instances"]) as file:
+        results.save_numbers(file, shown.objects)
+    height, width = found.size
+    content = {"image": {"file_name": path.name, "height": height, "width": width}, "objects": []}
+    if found.instances is not None:
+        content["objects"] = results.coco_results(path.stem, found.instances, ids)
+    if found.panoptic is not None:
+        segments = results.panoptic_entry(path.stem, found.panoptic, ids)
+        content["panoptic"] = {**segments, "file_name": written["panoptic"].name}
+        with replacing(written["panoptic"]) as file:
+            results.save_panoptic(file, found.panoptic)
+    results.save_json(written["objects"], content)
+
+
+def gather(output: Path, own: Sequence[Path], classes: Classes, panoptic: bool) -> None:
+    """Writes OUTPUT/annotations.json, and panoptic.json, of the images whose own JSON is there."""
+    held = [json.loads(path.read_text()) for path in own if path.is_file()]
+    for number, one in enumerate(held, start=1):  # by which COCO's JSON names images
+        one["image"]["id"] = number
+        for entry in [*one["objects"], *([one["panoptic"]] if panoptic else [])]:
+            entry["image_id"] = number
+    images = [one["image"] for one in held]
+    objects = [entry for one in held for entry in one["objects"]]
+    content = results.coco_annotations(images, objects, classes)
+    results.save_json(output / "annotations.json", content)
+    if panoptic:
+        ids = {i: i for i in range(len(classes))}
+        content = results.panoptic_json([one["panoptic"] for one in held], classes, ids)
+        results.save_json(output / "panoptic.json", content)
