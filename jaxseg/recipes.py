@@ -85,3 +85,63 @@ def narrow(name: str) -> bool:
     """Whether MMSegmentation's heads have 128 channels, and 64 in the auxiliary one, in place of
     512 and 256: on ResNet-18, and here on ResNet-34, which its model zoo does not have."""
     return name in ("resnet18", "resnet34")
+
+
+def solo(config: ConfigDict, box: tuple[int, int], square: bool) -> None:
+    """COCO in 36 epochs, as SOLO's and SOLOv2's authors' code and MMDetection 3.3 train both.
+
+    box: long and short side of the largest images, whose short sides have five more lengths. They
+    train by batches of one aspect ratio; here all lie on one square, the same in every step.
+    square: evaluation extends images to squares too.
+    """
+    config.data.objects = 100
+    config.data.resize = box
+    smallest = {800: 640, 512: 352}[box[1]]
+    config.data.scale = (smallest / box[1], 1.0)
+    config.data.scale_step = 32 / box[1]
+    config.data.crop = (-(-box[0] // 32) * 32,) * 2
+    config.model.square = square
+    config.optim.lr = 0.01
+    config.optim.momentum = 0.9
+    config.optim.weight_decay = 1e-4
+    config.optim.decay_all = True
+    config.optim.power = 0.0
+    config.optim.clip = 35.0
+    config.optim.warmup = 500
+    config.optim.multipliers = (("^backbone/(stem|conv2)/", 0.0),)  # frozen
+    epoch = 117_266 / 16  # images with objects
+    config.optim.drops = (int(27 * epoch), int(33 * epoch))
+    config.train.batch = 16
+    config.train.steps = int(36 * epoch)
+    config.eval.batch = 1
+    config.eval.resize = box
+
+
+def small_solo(config: ConfigDict) -> None:
+    """SOLO and SOLOv2 for two CPU cores, from scratch: `shapes`, and `nuclei` in crops of 256."""
+    nuclei = config.data.dataset == "nuclei"
+    config.data.objects = 128 if nuclei else 16
+    config.data.crop = (256, 256) if nuclei else (96, 96)
+    config.data.mean = (127.5, 127.5, 127.5)
+    config.data.std = (64.0, 64.0, 64.0)
+    config.data.scale = (0.8, 1.25)
+    if nuclei:
+        config.data.flip_vertical = True
+        config.data.quarter_turns = True
+        config.data.photometric = True
+    config.model.fpn = 64
+    config.model.norm = {"kind": "group", "groups": 8}
+    config.model.grids = (40, 36, 24, 16, 12) if nuclei else (16, 14, 12, 8, 6)
+    config.model.ranges = ((1, 20), (14, 28), (22, 40), (32, 80), (64, 2048))
+    config.model.select = {"candidates": 200 if nuclei else 100, "objects": 150 if nuclei else 32}
+    config.optim.name = "adamw"
+    config.optim.lr = 2e-3
+    config.optim.weight_decay = 1e-2
+    config.optim.clip = 5.0
+    config.optim.warmup = 100
+    config.train.batch = 4 if nuclei else 8
+    config.train.steps = 2_000
+    config.train.ema = 0.99
+    config.train.log_every = 50
+    config.train.eval_every = 0
+    config.eval.batch = 8

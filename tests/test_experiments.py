@@ -45,6 +45,8 @@ ARGUMENTS = {
         *("", "backbone=resnet101,stem=deep", "dataset=camvid", "backbone=xception65"),
         *("backbone=mobilenetv2", "recipe=smp", "recipe=mmseg"),
     ],
+    "solo": ["", "variant=decoupled_light", "dataset=shapes,variant=small", "recipe=mmdet"],
+    "solov2": ["", "variant=light", "dataset=nuclei,variant=small", "recipe=mmdet"],
 }
 WITHOUT_PARAMETERS = models.WITHOUT_PARAMETERS  # test_regions.py runs them
 CASES = [
@@ -79,6 +81,14 @@ def test_an_experiment_builds_and_traces_its_training_step(name, arguments):
         "label": jax.ShapeDtypeStruct(shape, jnp.int32),
         "valid": jax.ShapeDtypeStruct(shape[:1], jnp.bool_),
     }
+    if config.data.objects:
+        slots = (shape[0], config.data.objects)
+        batch |= {
+            "masks": jax.ShapeDtypeStruct((*slots, *shape[1:]), jnp.uint8),
+            "classes": jax.ShapeDtypeStruct(slots, jnp.int32),
+            "boxes": jax.ShapeDtypeStruct((*slots, 4), jnp.float32),
+            "crowd": jax.ShapeDtypeStruct(slots, jnp.bool_),
+        }
     state, logs = jax.eval_shape(step, target, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
         lambda x: (x.shape, x.dtype), target

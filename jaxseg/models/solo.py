@@ -227,10 +227,7 @@ def loss(
         positive = own(owner, cells, positive).reshape(len(owner), -1)
         places, used = choose(positive, positives)
         chosen = jnp.take_along_axis(cells.reshape(positive.shape), places, 1)
-        drawing = partial(
-            lambda level, image, cells: draw({**image, **shared}, level, cells), level
-        )
-        p = jax.vmap(drawing)(images, chosen)
+        p = jax.vmap(partial(draw, level, shared))(images, chosen)
         truth = of_objects(shrink(batch["masks"], p.shape[2:]), places // 9)
         dice += jnp.where(used, mask_dice(p, truth), 0).sum()
         drawn += used.sum()
