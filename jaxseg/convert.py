@@ -17,7 +17,7 @@ from jaxseg.experiment import resolve, shipped
 from jaxseg.log import say
 from jaxseg.pretrained import filled, flat
 from jaxseg.train import build
-from jaxseg.weights import files, mmseg, smp, timm, torchvision
+from jaxseg.weights import files, mmdet, mmseg, smp, timm, torchvision
 from jaxseg.weights.names import Report, fit
 from jaxseg.workdir import prepare
 
@@ -25,6 +25,7 @@ SOURCES: dict[str, ModuleType] = {
     "torchvision": torchvision,
     "smp": smp,
     "mmseg": mmseg,
+    "mmdet": mmdet,
     "timm": timm,
 }
 ORIGIN = "origin.json"  # in the workdir: source, arch and digest of the file
@@ -75,16 +76,23 @@ def network(
 ) -> ConfigDict:
     """The config of an arch, with as many classes, and the auxiliary head, that the state has."""
     overrides = []
+    detectors = getattr(table, "DETECTORS", {})
     if table.CLASSIFIER:
-        name = f"{table.CLASSIFIER[0]}.weight"
+        name = f"{detectors[arch][0] if arch in detectors else table.CLASSIFIER[0]}.weight"
         if name not in state:
             raise InputError(
                 f"the checkpoint has no {name}, the classifier of {arch}: it holds "
                 f"{', '.join(list(state)[:4])}, ... Is it of another --arch or --source?"
             )
-        num_classes = num_classes or state[name].shape[0]
-        if not any(name.startswith("aux") for name in state):
-            overrides.append(("model.aux", "0"))
+        if arch in detectors:
+            outputs = state[name].shape[0]
+            if num_classes or outputs != detectors[arch][1]:  # else those of the data set
+                num_classes = num_classes or outputs - getattr(table, "BACKGROUND", 1)
+                overrides.append(("model.things", "()"))
+        else:
+            num_classes = num_classes or state[name].shape[0]
+            if not any(name.startswith("aux") for name in state):
+                overrides.append(("model.aux", "0"))
     overrides.append(("model.num_classes", str(num_classes)))
     if dataset:
         overrides.append(("data.dataset", dataset))
@@ -108,7 +116,8 @@ def may_be_new(name: str, table: ModuleType, another_count: bool) -> bool:
     asked for; all of the head, where the source's networks have none."""
     if not table.CLASSIFIER:
         return name.split("/")[1] != "backbone"
-    return another_count and name.split("/")[-2] in ("classifier", "aux_classifier")
+    last = ("classifier", "aux_classifier", "box/regressor")
+    return another_count and name.rpartition("/")[0].endswith(last)
 
 
 def accept(report: Report, fresh: list[str], ignored: str, network: str, path: Path) -> None:

@@ -260,3 +260,13 @@ def test_norm_uses_batch_statistics_in_training_and_running_ones_otherwise():
         frozen.apply(variables, x, train=True), x / np.sqrt(1.001), atol=1e-5
     )
     assert not jax.tree.leaves(Net(Norm(kind="none")).init(jax.random.key(0), x, train=True))
+    # Frozen for good: the same numbers, none of which is a parameter.
+    constant = Net(Norm(kind="frozen", epsilon=1e-3))
+    shapes = jax.eval_shape(lambda: constant.init(jax.random.key(0), x, train=True))
+    assert shapes.keys() == {"batch_stats"}
+    drawn = np.random.default_rng(1).uniform(0.5, 2, (4, 2)).astype(np.float32)
+    held = dict(zip(("scale", "bias", "mean", "var"), drawn, strict=True))
+    assert jax.tree.map(jnp.shape, shapes["batch_stats"]["norm"]) == jax.tree.map(jnp.shape, held)
+    y = constant.apply({"batch_stats": {"norm": held}}, x, train=True)
+    wanted = (x - held["mean"]) / np.sqrt(held["var"] + 1e-3) * held["scale"] + held["bias"]
+    np.testing.assert_allclose(y, wanted, atol=1e-5)

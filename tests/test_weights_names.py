@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxseg.weights import imagenet
-from jaxseg.weights.names import Rolled, fit, layout
+from jaxseg.weights.names import Rolled, Transposed, fit, layout
 
 
 def test_kernels_are_transposed_and_vectors_are_not():
@@ -50,6 +50,22 @@ def test_a_rolled_kernel_has_its_input_channels_in_our_order():
     rule = (r"c", lambda _: Rolled("c", lambda channels: channels - 2))
     arrays, _ = fit({"c.weight": kernel}, [rule], {"params/c/kernel": (1, 1, 5, 1)})
     assert arrays["params/c/kernel"].ravel().tolist() == [2, 3, 4, 0, 1]
+
+
+def test_the_kernel_of_a_transposed_convolution_has_its_inputs_first():
+    kernel = np.arange(24.0).reshape(2, 3, 2, 2)  # in, out, h, w
+    state = {"up.weight": kernel, "up.bias": np.ones(3)}
+    shapes = {"params/up/kernel": (2, 2, 2, 3), "params/up/bias": (3,)}
+    arrays, report = fit(state, [("up", lambda _: Transposed("up"))], shapes)
+    assert len(report.mapped) == 2 and not report.missing
+    assert arrays["params/up/kernel"][1, 0, 1, 2] == kernel[1, 2, 1, 0]
+
+
+def test_a_frozen_norm_has_its_scale_and_bias_among_the_statistics():
+    state = {f"bn.{leaf}": np.ones(2) for leaf in ("weight", "bias", "running_mean", "running_var")}
+    shapes = {f"batch_stats/n/{leaf}": (2,) for leaf in ("scale", "bias", "mean", "var")}
+    arrays, report = fit(state, [("bn", "n")], shapes)
+    assert set(arrays) == set(shapes) and not report.unused
 
 
 def test_an_array_of_another_shape_is_told_and_not_taken():

@@ -5,36 +5,98 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from jaxseg.errors import unknown
+from jaxseg.errors import InputError, unknown
+from jaxseg.ops import rows
 from jaxseg.ops.conv import conv, depthwise
 from jaxseg.ops.image import depth_to_space
+from jaxseg.ops.norm import batch_norm
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, ReLU
 he_depthwise = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # of [k,k,1,C]: k * k
 Activation = Callable[[jax.Array], jax.Array]
+NORMS = ("batch", "group", "frozen", "none")
 
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
     """How a network normalises, handed down to all of its layers."""
 
-    kind: str = "batch"  # or "none"
+    # "group": Wu and He, ECCV 2018, arXiv:1803.08494. "frozen": batch norm's four, as constants.
+    kind: str = "batch"  # or "group", "frozen", "none"
     momentum: float = 0.9  # share of the old running mean that stays: 1 - torch's momentum
     epsilon: float = 1e-5
     frozen: bool = False  # use the running statistics in training too
+    groups: int = 32  # of kind "group", which has no running statistics
 
     def __post_init__(self):
         """Raises InputError for another kind."""
-        if self.kind not in ("batch", "none"):
-            raise unknown("kind of norm", self.kind, ("batch", "none"))
+        if self.kind not in NORMS:
+            raise unknown("kind of norm", self.kind, NORMS)
 
     def __call__(self, x: jax.Array, train: bool, name: str = "norm") -> jax.Array:
-        """Batch norm over all but the last axis, over the global batch; call inside a module."""
+        """Normalises x [B,h,w,C]; call inside a module. Batch norm is over the global batch, group
+        norm over each image's pixels and C / groups channels.
+
+        Raises InputError, when traced, for channels that do not make whole groups.
+        """
         if self.kind == "none":
             return x
+        if self.kind == "group":
+            if x.shape[-1] % self.groups:
+                raise InputError(
+                    f"norm.groups is {self.groups}, of {x.shape[-1]} channels: needs a divisor"
+                )
+            return nn.GroupNorm(self.groups, epsilon=self.epsilon, name=name)(x)
+        if self.kind == "frozen":
+            return FrozenNorm(self.epsilon, name=name)(x)
         use_running = self.frozen or not train
-        return nn.BatchNorm(use_running, momentum=self.momentum, epsilon=self.epsilon, name=name)(x)
+        return BatchNorm(self.momentum, self.epsilon, name=name)(x, use_running)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all but the last axis: [B,h,w,C] -> the same.
+
+    Computes what flax's does, see `ops.norm` for why it is ours.
+    """
+
+    momentum: float
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, use_running: bool) -> jax.Array:
+        shape = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        if use_running:
+            inverse = jax.lax.rsqrt(var.value + self.epsilon)
+            return ((x - mean.value) * (inverse * scale) + bias).astype(x.dtype)
+        y, *found = batch_norm(x, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            for running, new in zip((mean, var), found, strict=True):
+                running.value = self.momentum * running.value + (1 - self.momentum) * new
+        return y
+
+
+class FrozenNorm(nn.Module):
+    """Batch norm of constants: [B,h,w,C] -> the same; nothing of it is a parameter.
+
+    scale, bias, mean and var stand among the statistics, as in torchvision's detectors.
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = x.shape[-1:]
+        names = {"scale": jnp.ones, "bias": jnp.zeros, "mean": jnp.zeros, "var": jnp.ones}
+        held = {key: self.variable("batch_stats", key, fill, shape) for key, fill in names.items()}
+        scale, bias, mean, var = (held[key].value for key in names)
+        scale *= jax.lax.rsqrt(var + self.epsilon)
+        return x * scale.astype(x.dtype) + (bias - mean * scale).astype(x.dtype)
 
 
 class Conv(nn.Module):
@@ -52,6 +114,7 @@ class Conv(nn.Module):
     padding: str | int = "same"
     use_bias: bool = True
     kernel_init: Callable = he_normal
+    bias_init: Callable = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -69,7 +132,7 @@ class Conv(nn.Module):
         else:
             x = depthwise(x, kernel[:, :, 0], self.stride, self.rate, pads)
         if self.use_bias:
-            x += self.param("bias", nn.initializers.zeros, shape[-1:]).astype(x.dtype)
+            x += self.param("bias", self.bias_init, shape[-1:]).astype(x.dtype)
         return x
 
 
@@ -145,9 +208,11 @@ class UpConv(nn.Module):
         kernel = self.param("kernel", init, (2, 2, c, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         kernel, bias = (p.astype(x.dtype) for p in (kernel, bias))
-        flat = x.reshape(-1, c) @ kernel.transpose(2, 0, 1, 3).reshape(c, -1)
-        y = flat.reshape(b, h, w, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5)
-        return y.reshape(b, 2 * h, 2 * w, self.features) + bias
+        fill = -h % rows.parts()  # uneven shares of rows would be gathered by the reshape
+        y = conv(x, kernel.transpose(2, 0, 1, 3).reshape(1, 1, c, -1))
+        y = jnp.pad(y, ((0, 0), (0, fill), (0, 0), (0, 0)))
+        y = y.reshape(b, h + fill, w, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5)
+        return y.reshape(b, 2 * (h + fill), 2 * w, self.features)[:, : 2 * h] + bias
 
 
 def classifier(num_classes: int, kernel: int = 1, name: str = "classifier") -> nn.Module:

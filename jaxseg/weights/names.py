@@ -4,7 +4,7 @@ A rule is a pair (regex of a foreign module's name, path of ours); the first tha
 name wins. The path is a template for `Match.expand`, or a function of the match. "a/x|a/y" offers
 two: the first that the network has and that the array's rank fits. `Rolled(path, by)` is for
 networks that concatenate in another order, so that the next kernel's input channels are in another
-order too.
+order too, and `Transposed(path)` for transposed convolutions.
 """
 
 import dataclasses
@@ -22,7 +22,13 @@ class Rolled(NamedTuple):
     by: Callable[[int], int]  # of the number of input channels
 
 
-Rule = tuple[str, str | Callable[[re.Match], str | Rolled]]
+class Transposed(NamedTuple):
+    """The kernel of a transposed convolution, torch's [in,out,h,w]."""
+
+    path: str
+
+
+Rule = tuple[str, str | Callable[[re.Match], str | Rolled | Transposed]]
 SILENT = ("num_batches_tracked",)  # of torch's batch norm: nothing that is needed
 # Torch's name of an array and its rank -> collection and name here.
 LEAVES = {
@@ -68,14 +74,19 @@ def fit(
         module, _, leaf = name.rpartition(".")
         if leaf in SILENT:
             continue
-        path, roll = _target(module, compiled)
+        target = _target(module, compiled)
+        path = target if isinstance(target, str) else target.path
         collection, ending = LEAVES.get((leaf, value.ndim), ("", ""))
-        options = [f"{collection}/{option}/{ending}" for option in path.split("|")]
+        places = [f"{option}/{ending}" for option in path.split("|")]
+        # A frozen norm has its scale and bias among the statistics.
+        options = [f"{c}/{place}" for place in places for c in (collection, "batch_stats")]
         ours = next((option for option in options if option in shapes), None)
         if ours is None:
             report.unused.append(name)
             continue
-        value = layout(value, shapes[ours], roll)
+        if isinstance(target, Transposed) and value.ndim == 4:
+            value = value.swapaxes(0, 1)
+        value = layout(value, shapes[ours], target.by if isinstance(target, Rolled) else None)
         if value.shape != shapes[ours]:
             report.misfits.append(f"{name} {value.shape}, {ours} needs {shapes[ours]}")
             continue
@@ -101,13 +112,11 @@ def layout(
     return value
 
 
-def _target(module: str, rules: list) -> tuple[str, Callable[[int], int] | None]:
+def _target(module: str, rules: list) -> str | Rolled | Transposed:
     for pattern, target in rules:
-        match = pattern.fullmatch(module)
-        if match:
-            path = target(match) if callable(target) else match.expand(target)
-            return path if isinstance(path, Rolled) else (path, None)
-    return "", None
+        if match := pattern.fullmatch(module):
+            return target(match) if callable(target) else match.expand(target)
+    return ""
 
 
 def pair(theirs: str, ours: str) -> list[Rule]:

@@ -1,0 +1,141 @@
+"""Our Mask R-CNN computes what torchvision's does, from the same random weights.
+
+Against stored values everywhere; live where torch and torchvision are there.
+"""
+
+import importlib.util
+import json
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseg import backbones, hub, models
+from jaxseg.backbones.layers import Norm
+from jaxseg.convert import network
+from jaxseg.models import maskrcnn
+from jaxseg.ops.roi import level_of, roi_align
+from jaxseg.optim import path_of
+from jaxseg.pretrained import flat
+from jaxseg.weights import torchvision
+from jaxseg.weights.names import fit
+
+HERE = Path(__file__).parent
+spec = importlib.util.spec_from_file_location(
+    "parity_detection", HERE.parent / "scripts" / "parity_detection.py"
+)
+parity = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(parity)
+
+STORED = np.load(HERE / "references" / "detection.npz", allow_pickle=False)
+CASES = [pytest.param(a, marks=[] if a == "small" else pytest.mark.slow) for a in parity.ARCHS]
+TOLERANCE = 1e-4  # of the largest number
+LIMITS = {"before": (100, 100), "after": (60, 60), "rounded": True}
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def build(arch, state):
+    """Our network of that name, with few boxes."""
+    detections = maskrcnn.Detections(score=0.03, count=30)
+    if arch == "small":
+        return maskrcnn.Model(
+            *(5, backbones.find("resnet18")(norm=Norm("frozen"))),
+            **{"features": 32, "box_features": 64, "mask_features": 32, "mask_convs": 2},
+            **{"aligned": False, "detections": detections},
+            proposals=maskrcnn.Proposals(sizes=(16, 32, 64, 128, 256), **LIMITS),
+        )
+    model = models.build(network(torchvision, arch, state, 0, ""))[0]
+    return model.clone(proposals=maskrcnn.Proposals(**LIMITS), detections=detections)
+
+
+@cache
+def ours(arch):
+    """(network, variables, results): with the state that the names stand for."""
+    shapes = json.loads(str(STORED[f"{arch} shapes"]))
+    state = parity.random_state(shapes)
+    model = build(arch, state)
+    image = jnp.asarray((parity.images() - MEAN) / STD, jnp.float32)
+    target = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
+    names = {name: value.shape for name, value in flat(target).items()}
+    arrays, report = fit(state, torchvision.maskrcnn(), names)
+    assert not report.missing and not report.unused and not report.misfits, report.text()
+    variables = jax.tree_util.tree_map_with_path(lambda keys, _: arrays[path_of(keys)], target)
+    seen = lambda module, _: type(module).__name__ in ("FPN", "RegionProposals", "BoxHead")  # noqa: E731
+
+    @jax.jit
+    def run(variables, image):
+        outputs, kept = model.apply(variables, image, train=False, capture_intermediates=seen)
+        inside = {key: value["__call__"][0] for key, value in kept["intermediates"].items()}
+        fields = {k: getattr(model, k) for k in models._keywords(maskrcnn.predict)}
+        return inside, maskrcnn.predict(outputs, image, **fields)["instances"], outputs["kinds"]
+
+    return model, run(variables, image)
+
+
+def close(got, wanted):
+    assert got.shape == wanted.shape
+    assert np.abs(got - wanted).max() <= TOLERANCE * np.abs(wanted).max()
+
+
+def compare(arch, expected, parts):
+    """All steps of one network with the library's, of which `parts` are known."""
+    model, (inside, found, kinds) = ours(arch)
+    whole = np.s_[:]
+    for key in ("p2", "p5", "p6"):
+        close(np.asarray(inside["fpn"][key])[parts.get(key, whole)], expected[key])
+    objectness, codes = inside["rpn"]
+    close(np.asarray(objectness)[..., None][parts.get("objectness", whole)], expected["objectness"])
+    close(np.asarray(codes)[parts.get("codes", whole)], expected["codes"])
+    anchors, counts = model.anchors({k: x.shape[1:3] for k, x in inside["fpn"].items()})
+    propose = partial(model.propose, anchors, counts, parity.SIZE, False)
+    proposals, there = jax.jit(jax.vmap(propose))(objectness, codes)
+    np.testing.assert_allclose(proposals, expected["proposals"], atol=1e-2)
+    np.testing.assert_array_equal(there, expected["proposals"].any(-1))
+    levels = [inside["fpn"][f"p{i}"] for i in range(2, 6)]
+    level = level_of(expected["proposals"]) - 2
+    align = jax.vmap(lambda x, b, k: roi_align(x, [4, 8, 16, 32], b, k, 7, 2, False))
+    rois = np.asarray(jax.jit(align)(levels, expected["proposals"], level))
+    rois = np.where(np.asarray(there)[..., None, None, None], rois, 0)
+    close(rois[parts.get("rois", whole)], expected["rois"])
+    logits = np.asarray(inside["box"][0]).reshape(*there.shape, -1)
+    logits = np.where(np.asarray(there)[..., None], logits, 0)
+    close(logits[parts.get("logits", whole)], expected["logits"])
+    np.testing.assert_array_equal(np.maximum(kinds, 0), expected["labels"])
+    assert (expected["labels"] > 0).sum() > 20
+    np.testing.assert_allclose(found["scores"], expected["scores"], atol=1e-4)
+    np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=1e-2)
+    differ = np.asarray(found["masks"]) != expected["masks"]
+    assert differ.sum() <= 1e-4 * expected["masks"].sum() and expected["masks"].sum() > 1000
+
+
+@pytest.mark.parametrize("arch", CASES)
+def test_every_step_gives_the_librarys_stored_values(arch):
+    expected = {key: STORED[f"{arch} {key}"] for key in parity.PARTS}
+    expected |= {k: STORED[f"{arch} {k}"] for k in ("proposals", "boxes", "scores", "labels")}
+    shape = (*expected["scores"].shape, *parity.SIZE)
+    masks = np.unpackbits(STORED[f"{arch} masks"])[: np.prod(shape)]
+    compare(arch, {**expected, "masks": masks.reshape(shape).astype(bool)}, parity.PARTS)
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", parity.ARCHS)
+def test_every_step_gives_the_librarys_values_live(arch):
+    for name in ("torch", "torchvision"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed: the stored values are compared with instead")
+    compare(arch, parity.run(parity.network(arch)), {})
+
+
+@pytest.mark.slow
+def test_a_checkpoint_converts_and_its_run_predicts(tmp_path):
+    """With COCO's classes: ten of the 91 outputs are of none."""
+    arch = "maskrcnn_resnet50_fpn"
+    state = parity.random_state(json.loads(str(STORED[f"{arch} shapes"])))
+    np.savez(tmp_path / "weights.npz", **state)
+    predictor = hub.load(f"torchvision/{arch}", tmp_path / "weights.npz", tmp_path / "run")
+    assert len(predictor.classes) == predictor.config.model.num_classes == 81
+    assert len(predictor.config.model.things) == 90
