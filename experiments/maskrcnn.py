@@ -1,7 +1,7 @@
 """Mask R-CNN (arXiv:1703.06870): box, class and mask of every object, on a feature pyramid.
 
     python -m jaxseg.main --config experiments/maskrcnn.py --workdir runs/maskrcnn \\
-        --set init.backbone=resnet50.pth
+        --config.init.backbone=resnet50.pth
 
 COCO val2017, ResNet-50-FPN, box / mask AP: 38.6 / 35.2 (detectron2's 1x schedule, which this is;
 MMDetection's 38.2 / 34.7). The paper, Table 2 (minival, mask AP): 33.6, ResNet-101-FPN 35.4.
@@ -104,7 +104,8 @@ def small(config):
         config.model.proposals = {**proposals, "before": (512, 512), "after": (256, 256)}
         config.model.detections = {"rois": 128, "candidates": 512, "count": 160}
         config.train.batch = 4
-        config.train.steps = 3_000
+        config.train.steps = 1_500
+        config.eval.buckets = 4
     else:
         config.data.crop = (96, 96)
         config.data.scale = (1.0, 1.0)
@@ -112,7 +113,7 @@ def small(config):
         config.model.proposals = {**proposals, "before": (256, 128), "after": (128, 64)}
         config.model.detections = {"rois": 64, "candidates": 256, "count": 24}
         config.train.batch = 8
-        config.train.steps = 2_000
+        config.train.steps = 1_000
     config.optim.name = "adamw"
     config.optim.lr = 1e-3
     config.optim.warmup = 100
@@ -120,4 +121,4 @@ def small(config):
     config.train.log_every = 50
     config.train.eval_every = 0
     config.train.checkpoint_every = 250
-    config.eval.batch = 8
+    config.eval.batch = 2 if config.data.dataset == "nuclei" else 8

@@ -45,8 +45,17 @@ ARGUMENTS = {
         *("", "backbone=resnet101,stem=deep", "dataset=camvid", "backbone=xception65"),
         *("backbone=mobilenetv2", "recipe=smp", "recipe=mmseg"),
     ],
+    "maskrcnn": [
+        *("", "dataset=shapes,variant=small", "dataset=nuclei,variant=small"),
+        *("backbone=resnet101", "recipe=torchvision"),
+    ],
     "solo": ["", "variant=decoupled_light", "dataset=shapes,variant=small", "recipe=mmdet"],
     "solov2": ["", "variant=light", "dataset=nuclei,variant=small", "recipe=mmdet"],
+    "panoptic_deeplab": [
+        *("", "dataset=coco_panoptic,stem=deep", "backbone=xception71,output_stride=16"),
+        *("dataset=shapes,variant=small", "dataset=nuclei,variant=small", "backbone=hrnet_w48"),
+    ],
+    "upsnet": ["", "dataset=cityscapes_panoptic", "dataset=shapes,variant=small"],
 }
 WITHOUT_PARAMETERS = models.WITHOUT_PARAMETERS  # test_regions.py runs them
 CASES = [

@@ -12,6 +12,7 @@ from networks import count, experiment, trace
 
 from jaxseg import models
 from jaxseg.backbones.layers import Conv, Norm
+from jaxseg.describe import count_macs
 from jaxseg.models import maskrcnn
 from jaxseg.ops import boxes as ops
 from jaxseg.ops.roi import crop_masks
@@ -99,6 +100,17 @@ def test_the_published_count(norm, expected):
     assert sizes["fpn"] == 3_344_384 and sizes["rpn"] == 593_935
     assert sizes["box"] == 13_895_680 + 466_375 and sizes["mask"] == 2_360_320 + 285_787
     assert jax.tree.leaves(variables["batch_stats"])
+
+
+@pytest.mark.slow
+def test_the_published_multiply_accumulates():
+    """134.38e9 of an 800 x 800 image in which nothing is found, so that no mask is drawn."""
+    net = experiment("maskrcnn", "recipe=torchvision")
+    variables, _ = trace(net, (64, 64))
+    image = jax.ShapeDtypeStruct((1, 800, 800, 3), jnp.float32)
+    total = count_macs(net, variables, image)[0]
+    masks = 100 * (14**2 * (4 * 9 * 256**2 + 4 * 256**2) + 28**2 * 256 * 91)
+    assert (total - masks) / 1e9 == pytest.approx(134.38, abs=0.01)
 
 
 def test_other_sizes_of_network_and_image():
