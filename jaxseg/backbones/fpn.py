@@ -13,6 +13,7 @@ Differs from the paper: nothing known.
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxseg.backbones.layers import Conv
 from jaxseg.ops.resize import nearest
@@ -27,6 +28,7 @@ class FPN(nn.Module):
     features: int = 256  # section 3, d
     lowest: int = 2
     highest: int = 6  # above 5: a max-pooling 1x1 with stride 2 of the one before; footnote 1
+    scene: bool = False  # p5's lateral sees the mean of c5 too: UPSNet, the authors' code
 
     @nn.compact
     def __call__(self, levels: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -39,6 +41,9 @@ class FPN(nn.Module):
         outputs, above = {}, None
         for i in range(5, self.lowest - 1, -1):
             x = Conv(self.features, 1, kernel_init=init, name=f"lateral{i}")(levels[f"c{i}"])
+            if i == 5 and self.scene:
+                mean = jnp.mean(levels["c5"], axis=(1, 2), keepdims=True)
+                x += Conv(self.features, 1, kernel_init=init, name="scene")(mean)
             if above is not None:
                 x += nearest(above, x.shape[1:3])
             outputs[f"p{i}"] = Conv(self.features, 3, kernel_init=init, name=f"output{i}")(x)
