@@ -3,8 +3,8 @@
     python -m jaxseg.main --config experiments/panoptic_deeplab.py --workdir runs/panoptic
 
 Cityscapes val, single scale: Xception-71 (backbone=xception71,output_stride=16) PQ 63.0, AP 35.3,
-mIoU 80.5, Table 5; the authors' later code: ResNet-50 at output stride 32 (the default) PQ 59.8,
-with stem=deep 60.8; HRNet-W48 63.4. COCO val (dataset=coco_panoptic): Xception-71 39.7, Table 8;
+mIoU 80.5; the authors' later code: ResNet-50 at output stride 32 (the default) PQ 59.8,
+with stem=deep 60.8; HRNet-W48 63.4. COCO val (dataset=coco_panoptic): Xception-71 39.7;
 ResNet-50 at stride 32 34.1. Start from ImageNet weights with init.backbone. Not run.
 
 variant=small is for `shapes` and `nuclei` on two CPU cores, from scratch:
@@ -43,7 +43,7 @@ def get_config(
         return config
     config.model.backbone.norm = {"momentum": 0.99, "epsilon": 1e-3}  # the authors' code
     if name.startswith("xception"):
-        config.model.separable = True  # section 3.2
+        config.model.separable = True  # the paper's ASPP
         config.model.backbone.norm = {"momentum": 0.9997, "epsilon": 1e-3}  # DeepLab v3+
         config.data.mean = config.data.std = (127.5, 127.5, 127.5)  # as DeepLab v3+
     if name.startswith("hrnet"):  # the authors' code: decoders from the branch at stride 32 on
@@ -58,7 +58,7 @@ def get_config(
 
 
 def cityscapes(config):
-    """Section 4.1; rate, batch and steps of the authors' later code."""
+    """The authors' later code."""
     config.data.objects = 128  # more than any training image has after a crop
     config.data.crop = (1025, 2049)
     config.data.scale = (0.5, 2.0)

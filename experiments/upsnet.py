@@ -3,8 +3,8 @@
     python -m jaxseg.main --config experiments/upsnet.py --workdir runs/upsnet \\
         --config.init.backbone=resnet50.pth
 
-COCO val, ResNet-50: PQ 42.5, things 48.5, stuff 33.4, Table 1. Cityscapes val
-(dataset=cityscapes_panoptic): PQ 59.3, things 54.6, stuff 62.7, Table 3. The authors' backbone has
+COCO val, ResNet-50: PQ 42.5, things 48.5, stuff 33.4. Cityscapes val
+(dataset=cityscapes_panoptic): PQ 59.3, things 54.6, stuff 62.7. The authors' backbone has
 its strides in the 1x1 convolutions, as the MSRA weights have; this one has torchvision's. Not run.
 
 variant=small is for `shapes` and `nuclei` on two CPU cores, from scratch:

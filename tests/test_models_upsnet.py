@@ -1,12 +1,16 @@
 """UPSNet: its panoptic head, targets and post-processing against loops; a step, edge cases."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import randomised, trace
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from networks import count, randomised, trace
 
+from jaxseg import backbones
 from jaxseg.backbones.layers import Conv
 from jaxseg.models import maskrcnn, upsnet
 from jaxseg.ops.losses import cross_entropy
@@ -170,6 +174,40 @@ def scene():
 
 
 FIELDS = {"num_classes": K, "things": THINGS, "aligned": True}
+
+
+def test_beside_mask_rcnn_it_has_the_semantic_heads_parameters():
+    net = backbones.find("resnet50")()
+    things = tuple(range(80))
+    sizes = [count(trace(m.Model(133, net, things), (64, 64))[0]) for m in (upsnet, maskrcnn)]
+    deformable = sum(
+        9 * a * 18 + 18 + 9 * a * b + b for a, b in ((256, 256), (256, 128), (128, 128))
+    )
+    assert sizes[0] - sizes[1] == deformable + 512 * 133 + 133 + 2048 * 256 + 256
+
+
+def test_eight_devices_say_what_one_says():
+    """The panoptic loss, its gradient and the panoptic map, one image a device."""
+    mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
+    data = NamedSharding(mesh, PartitionSpec("data"))
+    many = [np.stack(a) for a in zip(*(given(seed) for seed in range(8)), strict=True)]
+    kinds = np.array([[1, 2, 2, -1], [-1] * 4] * 4)
+    label = np.random.default_rng(0).integers(0, 8, (8, 11, 13))
+
+    def run(semantic, boxes, masks, kinds, label):
+        def value(semantic):
+            head = jax.vmap(lambda *a: upsnet.panoptic_logits(*a, K, THINGS))
+            return cross_entropy(head(semantic, boxes, masks, kinds), label, ignore=7)
+
+        options = {"num_classes": K, "things": THINGS, "overlap": 0.3, "stuff_area": 2}
+        one = partial(upsnet.unify, **options)
+        found = jax.lax.map(lambda x: one(*x), (semantic, boxes, masks, kinds))
+        return *jax.value_and_grad(value)(semantic), found
+
+    arrays = (*many, kinds, label)
+    wants, haves = jax.jit(run)(*arrays), jax.jit(run, in_shardings=(data,) * 5)(*arrays)
+    for want, have in zip(wants, haves, strict=True):
+        np.testing.assert_allclose(want, have, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

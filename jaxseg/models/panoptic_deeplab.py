@@ -11,7 +11,7 @@ the objects' centres are and how far it is from each pixel to its own:
                                                                -> offset [B,H/4,W/4,2], pixels
 
 Peaks of the centre map are objects, each thing pixel joins the nearest one, and the majority of its
-pixels' classes is the object's (section 3.3). The classes that are no things are stuff.
+pixels' classes is the object's (section 3). The classes that are no things are stuff.
 
 Differs from the paper: the atrous convolutions of ASPP are plain unless `separable`, as in the
 authors' later code (deeplab2), whose parameter counts are met.
@@ -118,10 +118,10 @@ def loss(
     num_classes: int,
     things: tuple[int, ...],
     align_corners: bool,
-    centre_weight: float = 200.0,  # section 3.2, as the next
+    centre_weight: float = 200.0,  # the authors' code, as all that follows
     offset_weight: float = 0.01,
     sigma: float = 8.0,  # of a centre in the heat-map, pixels
-    small_area: int = 4096,  # section 4.1: pixels of smaller objects ...
+    small_area: int = 4096,  # the pixels of smaller objects ...
     small_weight: float = 3.0,  # ... count so many times in the semantic loss
     pixel: PixelLoss = PixelLoss(name="top_k"),  # bootstrapped: the hardest 20%
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -177,10 +177,9 @@ def predict(
     detections: int,
     stuff_area: int,
 ) -> dict[str, jax.Array]:
-    """semantic, logits, panoptic, instances at the size of image [B,H,W,C]. Section 3.3.
+    """semantic, logits, panoptic, instances at the size of image [B,H,W,C]. Section 3.
 
-    An object's score is that of its centre times the mean probability of its class in its mask
-    (section 3.4).
+    An object's score is that of its centre times the mean probability of its class in its mask.
     """
     found = {k: upsample(outputs[k], image.shape[1:3], align_corners) for k in outputs}
     semantic = jnp.argmax(found["logits"], axis=-1).astype(jnp.int32)

@@ -1,9 +1,9 @@
 """UPSNet: A Unified Panoptic Segmentation Network. Xiong, Liao, Zhao, Hu, Bai, Yumer, Urtasun. CVPR
 2019, arXiv:1901.03784; on Mask R-CNN.
 
-A semantic head and Mask R-CNN's heads look at one pyramid (section 3.1), and a panoptic head
-without parameters weighs their logits against each other (section 3.2, Fig. 3). With S stuff
-classes and N objects, each of a class c and with a box:
+A semantic head and Mask R-CNN's heads look at one pyramid, and a panoptic head without parameters
+weighs their logits against each other (section 3, Fig. 1 to 3). With S stuff classes and N objects,
+each of a class c and with a box:
 
     p2 .. p5 -> deformable 3x3 convolutions, shared -> to stride 4, side by side [B,H/4,W/4,512]
       -> semantic_logits [B,H/4,W/4,K]
@@ -54,7 +54,7 @@ class DeformConv(nn.Module):
 
 
 class Semantic(nn.Module):
-    """{"p2": [B,h,w,C], .., "p5"} -> logits [B,h,w,K] float32. Section 3.1, Fig. 2."""
+    """{"p2": [B,h,w,C], .., "p5"} -> logits [B,h,w,K] float32. Section 3, Fig. 2."""
 
     num_classes: int
     widths: tuple[int, ...]
@@ -78,10 +78,10 @@ class Model(maskrcnn.Model):
 
     semantic: tuple[int, ...] = (256, 128, 128)  # deformable convolutions; Cityscapes: (128, 128)
     scene: bool = True  # p5 sees the mean of c5 too; not for Cityscapes
-    keep: float = 0.7  # share of the true objects that are not hidden; section 3.3
+    keep: float = 0.7  # share of the true objects that are not hidden; section 3
     score: float = 0.6  # the probability of an object that enters the panoptic head
     iou: float = 0.5  # of their NMS, over all classes at once
-    overlap: float = 0.3  # share of a mask that better ones of its class may hold; section 3.3
+    overlap: float = 0.3  # share of a mask that better ones of its class may hold
     stuff_area: int = 4096  # fewer pixels of a stuff class are void; Cityscapes: 2048
 
     @nn.compact
@@ -145,7 +145,7 @@ def panoptic_logits(
     num_classes: int,
     things: tuple[int, ...],
 ) -> jax.Array:
-    """The panoptic head, of one image: float32 [h,w,S+N+1]. Section 3.2.
+    """The panoptic head, of one image: float32 [h,w,S+N+1]. Section 3.
 
     semantic [h,w,K]; boxes [N,4] in pixels of this map; masks [N,28,28], logits; kinds int32 [N],
     1 .. T, others for an empty slot.
@@ -221,7 +221,7 @@ def loss(
     panoptic_weight: float = 0.1,  # COCO; Cityscapes: 0.5
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mask R-CNN's loss, and cross entropies: of the semantic logits at full size, of the same in
-    the boxes of objects (`roi_loss`), and of the panoptic logits at stride 4. Section 3.3."""
+    the boxes of objects (`roi_loss`), and of the panoptic logits at stride 4. Section 3."""
     own = {"num_classes": num_classes, "things": things}
     value, logs = maskrcnn.loss(outputs, batch, **own, aligned=aligned, anchors=anchors, beta=beta)
     label, logits = batch["label"], outputs["semantic_logits"]
@@ -310,7 +310,7 @@ def unify(
     overlap: float,
     stuff_area: int,
 ) -> jax.Array:
-    """The panoptic map int32 [H,W] of one image, from its objects, best first. Section 3.3.
+    """The panoptic map int32 [H,W] of one image, from its objects, best first. Section 3.
 
     As in the authors' code, an object most of whose pixels look like one stuff class is that.
     """

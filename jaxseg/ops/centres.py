@@ -1,6 +1,6 @@
 """Objects as centres and offsets: the targets of Panoptic-DeepLab, and the way back to masks.
 
-Cheng, Collins, Zhu, Liu, Huang, Adam, Chen, CVPR 2020, arXiv:1911.10194, sections 3.2 and 3.3. All
+Cheng, Collins, Zhu, Liu, Huang, Adam, Chen, CVPR 2020, arXiv:1911.10194, section 3. All
 shapes are static: objects fill slots, what is beyond them is left out. Coordinates are those of
 pixel centres, (row, column), in pixels. Nothing here has a gradient.
 """
@@ -73,8 +73,8 @@ def peaks(
 def group(offset: jax.Array, centres: jax.Array, there: jax.Array) -> jax.Array:
     """The centre nearest to where each pixel points: int32 [B,H,W], -1 without any centre.
 
-    offset [B,H,W,2]; centres [B,M,2]; there: bool [B,M], its True slots first. Eq. 1. Of equally
-    near centres the first.
+    offset [B,H,W,2]; centres [B,M,2]; there: bool [B,M], its True slots first. Of equally near
+    centres the first.
     """
     b, h, w, _ = offset.shape
     y = offset[..., 0].astype(jnp.float32) + jnp.arange(h)[:, None]
