@@ -87,8 +87,12 @@ def of_objects(config: ConfigDict) -> bool:
 
 
 def things(config: ConfigDict) -> tuple[int, ...]:
-    """The class ids whose objects a paper of objects tells apart: all of them unless it says."""
-    return config.model.things or tuple(range(config.model.num_classes))
+    """The class ids whose objects a paper of objects tells apart: all of them unless it says.
+
+    An output that is of no class has -1 in config.model.things, and is left out here.
+    """
+    named = config.model.things or range(config.model.num_classes)
+    return tuple(k for k in named if k >= 0)
 
 
 def segmenter(config: ConfigDict) -> Callable:
