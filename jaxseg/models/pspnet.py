@@ -185,10 +185,10 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The pixel loss at full size, of the logits and, weighted, of the auxiliary ones."""
     label = batch["label"]
-    value = pixel(upsample(outputs["logits"], label.shape[1:], align_corners), label)
+    value = pixel(outputs["logits"], label, align_corners=align_corners)
     logs = {"loss": value}
     if "aux_logits" in outputs:
-        aux = pixel(upsample(outputs["aux_logits"], label.shape[1:], align_corners), label)
+        aux = pixel(outputs["aux_logits"], label, align_corners=align_corners)
         logs = {"loss": value + aux_weight * aux, "main_loss": value, "aux_loss": aux}
     return logs["loss"], logs
 

@@ -12,6 +12,8 @@ are 0. Any other label out of range gives NaN, since JAX cannot raise there.
     "mean"      the sum of the class weights of the pixels that count, as torch.nn.CrossEntropyLoss
     "mean_all"  the number of all pixels, ignored ones too: MMSegmentation (avg_non_ignore=False)
     "sum"       nothing: FCN, whose learning rate is 1e-10 for that reason
+  Logits [B,h,w,K] of another resolution than label [B,H,W] are interpolated bilinearly, with
+  `align_corners` or without, in blocks: [B,H,W,K] numbers never exist at once (`ops.nll`).
 - `dice`, `tversky` and `lovasz_softmax` compare the regions of each class over the whole batch, and
   are means over the classes that the truth has, weighted by `class_weights` where given.
 
@@ -28,6 +30,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg.errors import InputError, unknown
+from jaxseg.ops.nll import clean, is_class, nll, upsampled_nll
+from jaxseg.ops.resize import resize
 
 REDUCTIONS = ("mean", "mean_all", "sum")
 
@@ -40,9 +44,10 @@ def cross_entropy(
     weight_map: jax.Array | None = None,
     reduction: str = "mean",
     ignore: int = 255,
+    align_corners: bool = False,
 ) -> jax.Array:
     """Softmax cross entropy, in nats: -log p of the true class."""
-    loss, weight, scale = _pixels(logits, label, class_weights, weight_map, ignore)
+    loss, weight, scale = _pixels(logits, label, class_weights, weight_map, ignore, align_corners)
     return _reduce(loss * scale, weight, reduction, label.size)
 
 
@@ -55,6 +60,7 @@ def top_k(
     weight_map: jax.Array | None = None,
     reduction: str = "mean",
     ignore: int = 255,
+    align_corners: bool = False,
 ) -> jax.Array:
     """Bootstrapped cross entropy: of the k = int(keep * all pixels) largest weighted losses.
 
@@ -62,7 +68,7 @@ def top_k(
     DeepLab; "mean_all" is over k, as in detectron2's hard pixel mining. Pixels that tie for the
     last places share them.
     """
-    loss, weight, scale = _pixels(logits, label, class_weights, weight_map, ignore)
+    loss, weight, scale = _pixels(logits, label, class_weights, weight_map, ignore, align_corners)
     k = max(1, int(keep * label.size))
     kept = _hardest(loss * scale * weight, weight > 0, k)
     return _reduce(loss * scale, weight * kept, reduction, k)
@@ -78,6 +84,7 @@ def ohem(
     weight_map: jax.Array | None = None,
     reduction: str = "mean",
     ignore: int = 255,
+    align_corners: bool = False,
 ) -> jax.Array:
     """Online hard example mining: cross entropy where the true class has p < threshold.
 
@@ -86,7 +93,7 @@ def ohem(
     over all, as in MMSegmentation. Those two drop the easiest pixel where fewer than min_kept
     count; here all are kept.
     """
-    loss, weight, scale = _pixels(logits, label, class_weights, weight_map, ignore)
+    loss, weight, scale = _pixels(logits, label, class_weights, weight_map, ignore, align_corners)
     kept = _hardest(loss, weight > 0, min_kept * label.shape[0])
     kept = jnp.maximum(kept, loss > -math.log(threshold))
     return _reduce(loss * scale, weight * kept, reduction, label.size)
@@ -101,13 +108,14 @@ def focal(
     weight_map: jax.Array | None = None,
     reduction: str = "mean",
     ignore: int = 255,
+    align_corners: bool = False,
 ) -> jax.Array:
     """Softmax focal loss, -(1 - p)^gamma log p of the true class.
 
     Lin, Goyal, Girshick, He, Dollar, ICCV 2017, arXiv:1708.02002, Eq. 4; their alpha is
     `class_weights`.
     """
-    loss, weight, scale = _pixels(logits, label, class_weights, weight_map, ignore)
+    loss, weight, scale = _pixels(logits, label, class_weights, weight_map, ignore, align_corners)
     miss = -jnp.expm1(-loss)  # 1 - p, without cancellation
     miss = jnp.maximum(miss, jnp.finfo(jnp.float32).tiny)  # 0^gamma has no slope for gamma < 1
     return _reduce(miss**gamma * loss * scale, weight, reduction, label.size)
@@ -142,9 +150,9 @@ def tversky(
     Salehi, Erdogmus, Gholipour, MLMI 2017, arXiv:1706.05721, Eq. 2; alpha and beta as in their best
     result.
     """
-    logits, label, counted = _clean(logits, label, ignore)
+    logits, label, counted = clean(logits, label, ignore)
     p = jnp.where(counted[..., None], jax.nn.softmax(logits), 0)
-    truth = _is_class(label, logits.shape[-1]) & counted[..., None]
+    truth = is_class(label, logits.shape[-1]) & counted[..., None]
     pixels = tuple(range(label.ndim))
     hit = jnp.where(truth, p, 0).sum(pixels)  # [K]
     size = truth.sum(pixels)
@@ -165,7 +173,7 @@ def lovasz_softmax(
     Berman, Rannen Triki, Blaschko, CVPR 2018, arXiv:1705.08790, with classes="present" and
     per_image=False of their code. Sorts all pixels once for every class that is present.
     """
-    logits, label, counted = _clean(logits, label, ignore)
+    logits, label, counted = clean(logits, label, ignore)
     classes = logits.shape[-1]
     label, counted = label.ravel(), counted.ravel()
     p = jax.nn.softmax(logits).reshape(-1, classes).T  # [K,N]
@@ -237,42 +245,34 @@ class PixelLoss:
                 raise InputError(f"loss.pixel.{key} is {getattr(self, key)!r}: {rule}")
 
     def __call__(
-        self, logits: jax.Array, label: jax.Array, weight_map: jax.Array | None = None
+        self,
+        logits: jax.Array,
+        label: jax.Array,
+        weight_map: jax.Array | None = None,
+        align_corners: bool = False,
     ) -> jax.Array:
         """The loss of logits [...,K] and label [...], 255 = ignore; weight_map float [...] or None.
+
+        Logits [B,h,w,K] of another resolution than label [B,H,W] are interpolated.
 
         Raises InputError, when traced, as the losses do, and for a weight_map with a loss that is a
         mean over classes.
         """
         function, fields = LOSSES[self.name]
         options = {key: getattr(self, key) for key in fields}
-        if "reduction" in fields:
-            options["weight_map"] = weight_map
+        whole = logits
+        if logits.shape[:-1] != label.shape:
+            whole = resize(logits.astype(jnp.float32), label.shape[1:], align_corners)
+        if "reduction" in fields:  # these interpolate by themselves, with less memory
+            options |= {"weight_map": weight_map, "align_corners": align_corners}
         elif weight_map is not None:
             raise InputError(
                 f'loss.pixel.name is "{self.name}": pixels with a weight each need one of '
                 + ", ".join(name for name, (_, keys) in LOSSES.items() if "reduction" in keys)
             )
-        value = function(logits, label, class_weights=self.class_weights, **options)
-        return value + self.dice_weight * dice(logits, label) if self.dice_weight else value
-
-
-def _clean(
-    logits: jax.Array, label: jax.Array, ignore: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(logits float32, label int32, counted bool): zeros where ignored, NaN under a wrong label."""
-    label = label.astype(jnp.int32)
-    counted = label != ignore
-    known = (label >= 0) & (label < logits.shape[-1])
-    # Before anything else: masking only the result would leave 0 * NaN gradients.
-    logits = jnp.where(known[..., None], logits.astype(jnp.float32), jnp.nan)
-    logits = jnp.where(counted[..., None], logits, 0)
-    return logits, jnp.where(counted & known, label, 0), counted
-
-
-def _is_class(label: jax.Array, classes: int) -> jax.Array:
-    """bool [...,K], to be read by a sum only: there the compiler fuses it and stores nothing."""
-    return label[..., None] == jnp.arange(classes)
+        given = logits if "reduction" in fields else whole
+        value = function(given, label, class_weights=self.class_weights, **options)
+        return value + self.dice_weight * dice(whole, label) if self.dice_weight else value
 
 
 def _pixels(
@@ -281,20 +281,23 @@ def _pixels(
     class_weights: Sequence[float] | None,
     weight_map: jax.Array | None,
     ignore: int,
+    align_corners: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array | float]:
     """(-log p of the true class, its weight or 0 where ignored, the map or 1): float32 [...]."""
     if weight_map is not None and weight_map.shape != label.shape:  # would broadcast in silence
         raise InputError(
             f"weight_map is {weight_map.shape}: needs the shape of label, {label.shape}"
         )
-    logits, label, counted = _clean(logits, label, ignore)
     classes = logits.shape[-1]
-    # Not a gather: its gradient is a scatter into a second array of the logits' size.
-    target = jnp.where(_is_class(label, classes), logits, 0).sum(-1)
-    loss = jax.nn.logsumexp(logits, axis=-1) - target
+    if logits.shape[:-1] == label.shape:
+        logits, known, counted = clean(logits, label, ignore)
+        loss, _ = nll(logits, known)
+    else:
+        loss, counted = upsampled_nll(logits, label, align_corners, ignore), label != ignore
+        known = jnp.clip(label, 0, classes - 1)
     weight = counted.astype(jnp.float32)
     if class_weights:
-        weight *= _table(class_weights, classes)[label]
+        weight *= _table(class_weights, classes)[known]
     scale = 1.0 if weight_map is None else jnp.where(counted, weight_map.astype(jnp.float32), 0)
     return loss, weight, scale
 

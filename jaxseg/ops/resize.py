@@ -93,6 +93,7 @@ def _shared_rows(x: jax.Array, weights: np.ndarray) -> jax.Array:
     return y.reshape(x.shape[0], parts * out, *x.shape[2:])[:, :n]
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _upscale(x: jax.Array, axis: int, n: int, ratio: int, align_corners: bool) -> jax.Array:
     """Whole-number upscaling: the outputs around each pixel are `ratio` fixed blends.
 
@@ -101,13 +102,55 @@ def _upscale(x: jax.Array, axis: int, n: int, ratio: int, align_corners: bool) -
     """
     before, after = _shift(x, axis, 1), _shift(x, axis, -1)
     phases = []
-    for p in range(ratio):
-        offset = p / ratio if align_corners else (p + 0.5) / ratio - 0.5
+    for offset in _offsets(ratio, align_corners):
         neighbour = before if offset < 0 else after
         phases.append((1 - abs(offset)) * x + abs(offset) * neighbour if offset else x)
     shape = x.shape[:axis] + (x.shape[axis] * ratio,) + x.shape[axis + 1 :]
     # Aligned corners end on the last pixel: the blends past it are cut off.
     return jax.lax.slice_in_dim(jnp.stack(phases, axis + 1).reshape(shape), 0, n, axis=axis)
+
+
+def _offsets(ratio: int, align_corners: bool) -> list[float]:
+    """How far each phase is from its pixel, in pixels of the input."""
+    return [p / ratio if align_corners else (p + 0.5) / ratio - 0.5 for p in range(ratio)]
+
+
+def _upscale_backward(
+    axis: int, n: int, ratio: int, align_corners: bool, _: None, g: jax.Array
+) -> tuple[jax.Array]:
+    """Every phase gives its share to its pixel and the rest to the neighbour: three sums of phases,
+    two of them moved back by a pixel but for what the edge had clamped."""
+    m = -(-n // ratio)
+    g = jax.lax.pad(g, jnp.zeros((), g.dtype), _along(axis, 0, m * ratio - n))
+    g = g.reshape(*g.shape[:axis], m, ratio, *g.shape[axis + 1 :])
+    offsets = _offsets(ratio, align_corners)
+    kept, before, after = (
+        sum(
+            weight * jax.lax.index_in_dim(g, p, axis + 1, keepdims=False)
+            for p, weight in enumerate(weights)
+            if weight
+        )
+        for weights in (
+            [1 - abs(offset) for offset in offsets],
+            [max(0.0, -offset) for offset in offsets],
+            [max(0.0, offset) for offset in offsets],
+        )
+    )
+    zero, position = jnp.zeros((), g.dtype), jax.lax.broadcasted_iota(jnp.int32, kept.shape, axis)
+    # Without the barrier, XLA sums all phases again for each of the moved sums.
+    kept, before, after = jax.lax.optimization_barrier(
+        tuple(jnp.broadcast_to(x, kept.shape).astype(g.dtype) for x in (kept, before, after))
+    )
+    dx = kept + jnp.where(position == 0, before, 0) + jnp.where(position == m - 1, after, 0)
+    dx += jax.lax.pad(before, zero, _along(axis, -1, 1))
+    return (dx + jax.lax.pad(after, zero, _along(axis, 1, -1)),)
+
+
+def _along(axis: int, low: int, high: int) -> list[tuple[int, int, int]]:
+    return [(low, high, 0) if i == axis else (0, 0, 0) for i in range(4)]
+
+
+_upscale.defvjp(lambda x, *args: (_upscale(x, *args), None), _upscale_backward)
 
 
 def _shift(x: jax.Array, axis: int, step: int) -> jax.Array:
@@ -116,8 +159,7 @@ def _shift(x: jax.Array, axis: int, step: int) -> jax.Array:
     A pad and a select, because XLA reshards a concatenation along a sharded axis.
     """
     n = x.shape[axis]
-    pads = [(step, -step, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
-    moved = jax.lax.pad(x, jnp.zeros((), x.dtype), pads)
+    moved = jax.lax.pad(x, jnp.zeros((), x.dtype), _along(axis, step, -step))
     position = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
     edge = position == (0 if step > 0 else n - 1)
     return jnp.where(edge, x, moved)
