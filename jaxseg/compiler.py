@@ -1,0 +1,41 @@
+"""XLA: the options that pay on a CPU, and the cache of compiled programs."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import jax
+
+# Convolutions go to Eigen, which uses all cores. In XLA's YNN fusions, the default of jax 0.10,
+# they run on one (measured: 170 against 100 GFLOP/s on two cores).
+ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+@cache
+def options() -> dict[str, str]:
+    """`compiler_options` for `jax.jit` and `Lowered.compile`; {} where XLA does not know them."""
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x, compiler_options=ON_CPU).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:  # another version's
+        return {}
+    return ON_CPU
+
+
+def use_cache() -> Path | None:
+    """Keeps compiled programs of a second or more in the user's cache directory; returns it.
+
+    $XDG_CACHE_HOME/jaxseg, by default ~/.cache/jaxseg. None where JAX_COMPILATION_CACHE_DIR or
+    jax's own config names another, which is left alone, or where it cannot be written.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return None
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "jaxseg"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder
