@@ -75,16 +75,16 @@ def signal_after(workdir, step):
 
 
 PHASES = [
-    ("SIGTERM", "term@start", 0),
+    pytest.param("SIGTERM", "term@start", 0, marks=pytest.mark.slow),
     ("SIGINT", "int@compile", 0),
     ("SIGUSR1", "usr1@5", 4),
-    ("SIGHUP", "hup@save", 2),
+    pytest.param("SIGHUP", "hup@save", 2, marks=pytest.mark.slow),
     ("SIGTERM", "term@eval", 4),
     ("SIGTERM", "stall@6", 5),
 ]
 
 
-@pytest.mark.parametrize(("name", "fault", "step"), PHASES, ids=[fault for _, fault, _ in PHASES])
+@pytest.mark.parametrize(("name", "fault", "step"), PHASES)
 def test_a_signal_in_any_phase_saves_the_step_and_the_rest_is_the_same(
     tmp_path, faults, capsys, whole, name, fault, step
 ):

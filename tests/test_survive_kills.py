@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from survivor import Family, free_port
@@ -32,7 +33,7 @@ def saves(workdir):
     return found
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_loses_at_most_one_save(family, tmp_path, kills):
     seed = random.randrange(2**32)
     rng, known, last = random.Random(seed), {}, 0
@@ -130,11 +131,11 @@ def test_a_dead_peer_ends_the_other_and_both_resume(family, tmp_path):
 @pytest.mark.slow
 def test_a_stuck_peer_ends_both_restartably(family, tmp_path):
     env = REHEARSAL | {"JAXSEG_FAULT": "hang@5:p1"}
-    children = pair(family, tmp_path, env=env, train__watchdog=8)
+    children = pair(family, tmp_path, env=env, train__watchdog=20)
     family.until(children[0], "step 3/")
     begin = time.monotonic()
     assert [family.wait(child) for child in children] == [STUCK] * 2
-    assert time.monotonic() - begin < 8 + 4
+    assert time.monotonic() - begin < 20 + 5
 
 
 @pytest.mark.slow
@@ -145,17 +146,19 @@ def test_two_processes_are_equal_at_every_save_and_as_one(family, tmp_path):
     assert sorted(saves(tmp_path / "two")) == list(range(50, 501, 50))
 
 
+def children_of(pid):
+    """The processes that read data; one that only cleans up after them is none."""
+    pids = " ".join(p.read_text() for p in Path(f"/proc/{pid}/task").glob("*/children")).split()
+    said = {int(p): Path(f"/proc/{p}/cmdline").read_bytes() for p in pids}
+    return [p for p, text in said.items() if b"spawn_main" in text and b"tracker" not in text]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM", "SIGSTOP"])
 def test_a_data_worker_that_dies_or_stops_is_named(family, tmp_path, number):
     child = family.start(tmp_path, data__workers=1, train__watchdog=15)
     family.until(child, "step 3/")
-    workers = [
-        int(pid)
-        for pid in open(f"/proc/{child.pid}/task/{child.pid}/children").read().split()
-        if b"spawn_main" in open(f"/proc/{pid}/cmdline", "rb").read()
-        and b"resource_tracker" not in open(f"/proc/{pid}/cmdline", "rb").read()
-    ]
+    workers = children_of(child.pid)
     assert workers
     for pid in workers:
         os.kill(pid, getattr(signal, number))
