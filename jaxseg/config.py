@@ -102,6 +102,8 @@ def default() -> ConfigDict:
     train.steps = 30_000  # optimizer steps
     train.batch = 16  # images a step, over all devices
     train.accumulate = 1  # split each batch into this many parts, whose mean losses are averaged
+    train.accumulate_norm = "part"  # or "batch": batch norm as if not split, see jaxseg/remat.py
+    train.remat = "none"  # or "blocks": keep blocks' inputs alone; a third more work, less memory
     train.seed = 0
     train.compute_dtype = "float32"  # or "bfloat16"; parameters, norms' statistics, losses stay f32
     train.ema = 0.0  # decay of the parameters' moving average, used to evaluate; 0 = none
@@ -351,6 +353,8 @@ def check(config: ConfigDict) -> None:
         "train.compute_dtype",
         'needs "float32" or "bfloat16"',
     )
+    for key, words in {"accumulate_norm": ("part", "batch"), "remat": ("none", "blocks")}.items():
+        need(train[key] in words, f"train.{key}", "needs " + " or ".join(map(repr, words)))
     for key in ("batch", "buckets"):
         need(config.eval[key] >= 1, f"eval.{key}", "needs at least 1")
     scales = config.eval.scales

@@ -24,3 +24,11 @@ class RestartError(RuntimeError):
 
     The same command goes on from the last checkpoint. The command line exits with code 75.
     """
+
+
+EXIT = {InputError: 2, RestartError: 75, FloatingPointError: 76, KeyboardInterrupt: 130}
+
+
+def exit_code(error: BaseException) -> int:
+    """The command line's exit code for what it ends with; 1 is a defect."""
+    return next((code for kind, code in EXIT.items() if isinstance(error, kind)), 1)

@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from jaxseg.errors import InputError, RestartError, unknown
+from jaxseg.errors import EXIT, InputError, exit_code, unknown
 
 
 class Verb(NamedTuple):
@@ -57,6 +57,10 @@ VERBS = {
         does="Tells parameters, multiply-accumulates, shapes and memory.",
         example="--config experiments/unet.py --size 572,572",
     ),
+    "benchmark": Verb(
+        does="Times a training step or the labels of a batch, on noise.",
+        example="--config experiments/deeplabv3plus.py --mode infer --size 513,513 --batch 4",
+    ),
 }
 
 
@@ -70,12 +74,27 @@ def parser(verb: str) -> Parser:
     does, example = VERBS[verb]
     prog = f"python -m jaxseg.main {verb}"
     p = Parser(prog, description=does, epilog=f"example: {prog} {example}", allow_abbrev=False)
-    if verb in ("train", "eval", "check", "browse", "describe"):
-        required = verb in ("train", "browse")
+    if verb in ("train", "eval", "check", "browse", "describe", "benchmark"):
+        required = verb in ("train", "browse", "benchmark")
         p.add_argument("--config", metavar="FILE[:key=value,...]", required=required)
-    if verb not in ("check", "pack", "browse"):
+    if verb not in ("check", "pack", "browse", "benchmark"):
         required = verb in ("train", "predict", "convert")
         p.add_argument("--workdir", type=Path, metavar="DIR", required=required)
+    if verb in ("train", "eval"):
+        several = p.add_argument_group(
+            "one of several processes, each started with the same command"
+        )
+        several.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
+        several.add_argument("--processes", type=int, default=0, metavar="N")
+        several.add_argument("--process", type=int, default=-1, metavar="I", help="0 .. N - 1")
+        several.add_argument(
+            "--multihost",
+            action="store_true",
+            help="find all that out, on a Cloud TPU pod; SLURM, GKE and Open MPI need no flag",
+        )
+        several.add_argument(
+            "--patience", type=float, default=300, metavar="S", help="seconds until all have come"
+        )
     if verb == "train":
         p.add_argument(
             "--dry_run", action="store_true", help="build everything, run one step, stop"
@@ -160,6 +179,16 @@ def parser(verb: str) -> Parser:
         p.add_argument("--dataset", default="", help="whose classes they are")
     if verb == "describe":
         p.add_argument("--size", metavar="H,W", help="default: the training crop")
+        p.add_argument(
+            "--budget", metavar="16G", help="memory of a device, for the largest batch that fits"
+        )
+        p.add_argument("--json", action="store_true", help="one JSON object")
+    if verb == "benchmark":
+        p.add_argument("--mode", default="train", metavar="train|infer")
+        p.add_argument("--size", metavar="H,W", help="of the network's input; default: data.crop")
+        p.add_argument(
+            "--batch", type=int, default=0, metavar="N", help="default: train.batch or eval.batch"
+        )
         p.add_argument("--json", action="store_true", help="one JSON object")
     return p
 
@@ -213,20 +242,25 @@ def run(argv: Sequence[str]) -> int:
 
     # A word less from the compiler's C++ side; errors still show.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from jaxseg.compiler import use_cache
     from jaxseg.experiment import resolve
     from jaxseg.models import learns
     from jaxseg.workdir import load_config
 
-    if verb == "train":
-        config = resolve(args.config, overrides)
-        if learns(config):
-            from jaxseg.train import train
-        else:
-            from jaxseg.regions import train
+    use_cache()
+    if verb in ("train", "eval"):
+        from jaxseg.config import flat
+        from jaxseg.distributed import find, joined
 
-        return train(config, args.workdir, args.dry_run)
-    if verb == "eval":
-        return evaluate(args, overrides)
+        place = find(args.coordinator, args.processes, args.process, args.multihost)
+        with joined(place, args.patience) as line:
+            config = resolve(args.config, overrides) if verb == "train" else None
+            if line:
+                line.agree(
+                    flat(config) if verb == "train" else {"split": args.split, **dict(overrides)}
+                )
+                line.start()
+            return train(args, config) if verb == "train" else evaluate(args, overrides)
     if verb == "predict":
         from jaxseg.predict import Formats
 
@@ -274,12 +308,31 @@ def run(argv: Sequence[str]) -> int:
         names = (args.source, args.arch, args.checkpoint, args.workdir)
         return convert(*names, args.num_classes, args.dataset)
 
+    if verb == "benchmark":
+        from jaxseg.benchmark import benchmark
+
+        config, size = resolve(args.config, overrides), parse_size(args.size)
+        return benchmark(config, args.mode, size, args.batch, args.json)
+
     from jaxseg.describe import describe
 
     if (args.config is None) == (args.workdir is None):
         raise InputError("describe needs --config FILE or --workdir DIR, one of them")
     config = resolve(args.config, overrides) if args.config else None
-    return describe(config, args.workdir, parse_size(args.size), args.json)
+    size, budget = parse_size(args.size), parse_bytes(args.budget)
+    return describe(config, args.workdir, size, args.json, budget)
+
+
+def train(args: argparse.Namespace, config: Any) -> int:
+    """The verb `train`: of a network, or of regions, which have nothing to learn."""
+    from jaxseg.models import learns
+
+    if learns(config):
+        from jaxseg.train import train
+    else:
+        from jaxseg.regions import train
+
+    return train(config, args.workdir, args.dry_run)
 
 
 def evaluate(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
@@ -364,6 +417,21 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return height, width
 
 
+def parse_bytes(text: str | None) -> int:
+    """ "16G" as bytes, in powers of 1024; 0 for None. Raises InputError for anything else."""
+    if text is None:
+        return 0
+    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].isalpha() else (text, "")
+    powers = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+    try:
+        count = float(number) * 1024 ** powers[unit]
+        if not 1 <= count < 2**63:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise InputError(f"--budget {text}: needs a memory size, such as 16G or 512M") from None
+    return int(count)
+
+
 def main() -> None:
     """Runs the command line and exits with its code.
 
@@ -373,18 +441,10 @@ def main() -> None:
     """
     try:
         code = run(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 76
-    except RestartError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 75
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+    except tuple(EXIT) as error:
+        text = f"error: {error}" if str(error) else "interrupted"
+        print(text, file=sys.stderr)
+        code = exit_code(error)
     last = threading.Timer(10, os._exit, (code,))  # a thread that hangs in a read keeps nobody
     last.daemon = True
     last.start()
