@@ -49,5 +49,6 @@ def get_config(
 def small(config):
     """Narrow towers, and grids and ranges for objects of a tenth to a half of the image's side."""
     recipes.small_solo(config)
-    config.model.convs = 3
-    config.model.features = 64
+    config.model.update(convs=3, features=64, prior=0.5)
+    if config.data.dataset == "nuclei":
+        config.loss.positives = 128

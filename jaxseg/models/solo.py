@@ -84,12 +84,13 @@ class Kernels(nn.Module):
     """The weights of a 1x1 convolution, to be applied to few of its outputs."""
 
     outputs: int
+    bias_init: nn.initializers.Initializer
 
     @nn.compact
     def rows(self, inputs: int) -> tuple[jax.Array, jax.Array]:
         """(kernels [outputs,inputs], biases [outputs])."""
         kernel = self.param("kernel", small, (1, 1, inputs, self.outputs))
-        return kernel[0, 0].T, self.param("bias", rare, (self.outputs,))
+        return kernel[0, 0].T, self.param("bias", self.bias_init, (self.outputs,))
 
 
 class Model(nn.Module):
@@ -106,6 +107,7 @@ class Model(nn.Module):
     convs: int = 7  # Fig. 3
     features: int = 256
     fpn: int = 256  # channels of the pyramid
+    prior: float = 0.01  # what masks begin with, a probability; the authors' code
     norm: Norm = Norm(kind="group")  # the authors' code: 32 groups
     square: bool = False  # images to label are extended to squares, such as training crops are
     select: Select = Select()
@@ -124,7 +126,7 @@ class Model(nn.Module):
         category, last = Tower(**tower, name="category"), categories(self)
         names = ("mask_x", "mask_y") if self.masks == "decoupled" else ("mask",)
         towers = [Tower(**tower, name=name) for name in names]
-        outputs = {}
+        outputs, prior = {}, nn.initializers.constant(-math.log(1 / self.prior - 1))
         for level, grid, x in zip(LEVELS, self.grids, even(levels), strict=True):
             outputs[f"categories{level}"] = last(category(resize(x, (grid, grid)), train))
             xy = coordinates(x)
@@ -132,11 +134,11 @@ class Model(nn.Module):
             ys = [t(jnp.concatenate([x, c], -1), train) for t, c in zip(towers, parts, strict=True)]
             if self.masks == "vanilla":
                 outputs[f"features{level}"] = ys[0]
-                rows = Kernels(grid**2, name=f"masks{level}").rows(self.features)
+                rows = Kernels(grid**2, prior, name=f"masks{level}").rows(self.features)
                 outputs[f"kernels{level}"], outputs[f"biases{level}"] = rows
                 continue
             for axis, y in zip("xy", [double(ys[0]), double(ys[-1])], strict=True):
-                conv = Conv(grid, kernel_init=small, bias_init=rare, name=f"masks_{axis}{level}")
+                conv = Conv(grid, kernel_init=small, bias_init=prior, name=f"masks_{axis}{level}")
                 outputs[f"{axis}{level}"] = conv(y)
         return outputs
 
@@ -180,20 +182,30 @@ def double(x: jax.Array) -> jax.Array:
 
 
 def draw(
-    level: int, shared: dict[str, jax.Array], image: dict[str, jax.Array], cells: jax.Array
+    level: int,
+    shared: dict[str, jax.Array],
+    image: dict[str, jax.Array],
+    cells: jax.Array,
+    size: tuple[int, int] | None = None,
 ) -> jax.Array:
     """Masks of cells int32 [P] of one level of one image: probabilities float32 [P,2h,2w].
 
-    shared, image: from `split`, the second without the batch axis.
+    shared, image: from `split`, the second without the batch axis. size: to which the masks, or
+    those of columns and rows before they meet, are resized.
     """
+
+    def resized(p: jax.Array) -> jax.Array:
+        """[h,w,C] of probabilities."""
+        return p if size is None else resize(p[None], size)[0]
+
     if f"x{level}" in image:
-        x, y = (image[f"{axis}{level}"].astype(jnp.float32) for axis in "xy")
-        x, y = x[..., cells % x.shape[-1]], y[..., cells // x.shape[-1]]
-        return jnp.moveaxis(nn.sigmoid(x) * nn.sigmoid(y), -1, 0)
+        x, y = (nn.sigmoid(image[f"{axis}{level}"].astype(jnp.float32)) for axis in "xy")
+        x, y = resized(x)[..., cells % x.shape[-1]], resized(y)[..., cells // x.shape[-1]]
+        return jnp.moveaxis(x * y, -1, 0)
     kernels, biases = shared[f"kernels{level}"][cells], shared[f"biases{level}"][cells]
-    logits = jnp.einsum("hwf,pf->phw", image[f"features{level}"], kernels).astype(jnp.float32)
+    logits = jnp.einsum("hwf,pf->hwp", image[f"features{level}"], kernels).astype(jnp.float32)
     # The authors enlarge the features: a 1x1 convolution after it is the same, and costs more.
-    return nn.sigmoid(double((logits + biases[:, None, None])[..., None])[..., 0])
+    return jnp.moveaxis(resized(nn.sigmoid(double((logits + biases)[None])[0])), -1, 0)
 
 
 def split(outputs: dict[str, jax.Array]) -> tuple[dict, dict]:
@@ -316,9 +328,9 @@ def draw_any(
     masks, start = jnp.zeros((len(cells), *size)), 0
     for level in LEVELS:
         count = math.prod(image[f"categories{level}"].shape[:2])
-        p = draw(level, shared, image, jnp.clip(cells - start, 0, count - 1))
+        p = draw(level, shared, image, jnp.clip(cells - start, 0, count - 1), size)
         here = (cells >= start) & (cells < start + count)
-        masks = jnp.where(here[:, None, None], resize(p[..., None], size)[..., 0], masks)
+        masks = jnp.where(here[:, None, None], p, masks)
         start += count
     return masks
 

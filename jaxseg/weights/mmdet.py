@@ -50,6 +50,7 @@ def masks(match: re.Match) -> str:
 
 
 def tower(match: re.Match) -> str:
+    """Convolutions and norms of the branches; the category's is called cls there."""
     name = "category" if match[1] == "cls" else match[1]
     return f"{name}{match[2] or ''}/conv{int(match[3]) + 1}/{LAYERS[match[4]]}"
 
