@@ -264,6 +264,7 @@ def read_while_saving(workdir, count, keep=2):
     return seen
 
 
+@pytest.mark.filterwarnings("ignore")  # both threads change the filters, which are the process'
 @pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_reader_beside_a_run_that_deletes_always_finds_a_whole_one(tmp_path, count):
     seen = read_while_saving(tmp_path, count)
