@@ -59,7 +59,7 @@ def get_config(
 
 def cityscapes(config):
     """The authors' later code."""
-    config.data.objects = 128  # more than any training image has after a crop
+    config.data.objects = 128  # of more objects in a crop the smallest are left out
     config.data.crop = (1025, 2049)
     config.data.scale = (0.5, 2.0)
     config.data.scale_step = 0.1
