@@ -3,18 +3,17 @@
 import json
 from collections.abc import Callable
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxseg import config as configs
 from jaxseg import models, sharding
+from jaxseg.compiler import options
 from jaxseg.data import catalog, pipeline
 from jaxseg.data.colours import IGNORE, Classes, read_note
 from jaxseg.data.files import read_label
@@ -25,8 +24,8 @@ from jaxseg.inference import buckets, check_windows, make_infer, settings
 from jaxseg.log import say
 from jaxseg.ops import boundary, matting, metrics
 from jaxseg.report import Evaluation, report, table
-from jaxseg.saver import Saver
-from jaxseg.scoring import Objects, Pixels
+from jaxseg.saver import Given, Saver
+from jaxseg.scoring import Gallery, Objects, Pixels
 
 
 def make_eval_step(
@@ -40,7 +39,7 @@ def make_eval_step(
     infer, classes = infer or make_infer(config, mesh), config.model.num_classes
     edges = config.eval.boundary if edges is None else edges
 
-    @partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    @partial(jax.jit, out_shardings=sharding.replicated(mesh), compiler_options=options())
     def eval_step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
         label = batch["label"]
         soft = "alpha" in batch
@@ -144,14 +143,14 @@ def evaluate(
         resize=config.eval.resize if whole else (0, 0),
         fill=config.data.mean if whole else None,
     )
-    many = min(config.eval.pictures, len(source))
-    shown = set(np.linspace(0, len(source) - 1, many, dtype=int).tolist())
-    tally, images, drawn, worst = None, {}, {}, []
+    tally, gallery = None, None
     for host in batches:
         names = dict(zip(host["index"].tolist(), host.pop("name"), strict=True))
         truths = dict(zip(host["index"].tolist(), host.pop("truth", ()), strict=False))
         out = jax.device_get(eval_step(variables, sharding.put_batch(host, mesh)))
-        tally = tally or (Objects(config, source.classes) if "found" in out else Pixels())
+        if tally is None:
+            tally = Objects(config, source.classes) if "found" in out else Pixels()
+            gallery = Gallery(tally, len(source), config.eval.pictures)
         rows = {i: row for row, i in enumerate(out["index"].tolist()) if i >= 0}
         names |= {i: image_name(source, i) for i in rows if i not in names}  # of other processes
         broken = [names[i] for i, row in rows.items() if not out["finite"][row]]
@@ -165,26 +164,28 @@ def evaluate(
             if truth is None and "found" in out:
                 truth = source[i]
             answer, scores = tally.image(out, row, sizes[i], truth)
-            images[i] = {"name": names[i], **scores}
+            gallery.add(i, names[i], answer, scores)
             if save and jax.process_index() == 0:
                 save(names[i], answer)
-            if i in shown:
-                drawn[i] = tally.compact(answer)
-            place = (scores[tally.rank], i)
-            if many and place[0] is not None and (len(worst) < many or place < worst[-1][0]):
-                worst = sorted([*worst, (place, tally.compact(answer))], key=itemgetter(0))[:many]
     if save and jax.process_index() == 0:
         save.finish()
-    images = [images[i] for i in sorted(images)]
+    compilations = compiled() - before
+    return _evaluation(gallery, len(fits), compilations, settings(config))
+
+
+def _evaluation(
+    gallery: Gallery, sizes: int, compilations: int, asked: dict[str, Any] | None
+) -> Evaluation:
+    tally, images = gallery.tally, gallery.ordered()
     return Evaluation(
         scores=tally.scores(images),
         confusion=tally.confusion,
         images=images,
-        drawn=drawn,
-        worst={i: picture for (_, i), picture in worst},
-        sizes=len(fits),
-        compilations=compiled() - before,
-        settings=settings(config),
+        drawn=gallery.drawn,
+        worst=gallery.worst,
+        sizes=sizes,
+        compilations=compilations,
+        settings=asked,
         rank=tally.rank,
     )
 
@@ -269,15 +270,32 @@ def labels_given(_: Any, image: jax.Array, *__: Any) -> dict[str, jax.Array]:
 def rescore(config: ConfigDict, folder: Path, split: str | None = None, edges: bool = True) -> int:
     """The verb `eval` on saved predictions, without a network: reports into their folder.
 
-    edges: boundary scores too.
+    Labels, or where there are files of objects, see `saver.Given`, these. edges: boundary scores
+    too, of labels.
     """
     split, mesh = split or config.data.eval_split, sharding.make_mesh(configs.default().mesh)
     source = open_source(config, split)
-    saved = Saved(folder, source)
-    step = make_eval_step(config, mesh, labels_given, edges)
-    result = evaluate(step, {}, saved, config, mesh)._replace(settings=saved.note.get("eval"))
+    if models.of_objects(config) and Given.is_in(folder):
+        result, made = score_given(config, folder, source), None
+    else:
+        saved = Saved(folder, source)
+        step, made = make_eval_step(config, mesh, labels_given, edges), saved.step
+        result = evaluate(step, {}, saved, config, mesh)._replace(settings=saved.note.get("eval"))
     if jax.process_index() == 0:
-        report(folder, saved.step, result, source, split)
+        report(folder, made, result, source, split)
     say(table(result.scores, source.classes))
     say(f"{len(source)} predictions of {split}; details in {folder / 'eval.json'}")
     return 0
+
+
+def score_given(config: ConfigDict, folder: Path, source: Any) -> Evaluation:
+    """The scores of objects and panoptic maps in files, at the images' own size."""
+    ids = catalog.file_ids(config.data.dataset, config.data.root)
+    given, tally = Given(folder, ids, source.classes), Objects(config, source.classes)
+    gallery = Gallery(tally, len(source), config.eval.pictures)
+    for i in range(len(source)):
+        example = source[i]
+        found = given(example["name"], example["label"].shape)
+        gallery.add(i, example["name"], found, tally.add(i, found, example))
+    sizes = {source.size(i) for i in range(len(source))}
+    return _evaluation(gallery, len(sizes), 0, None)

@@ -3,15 +3,17 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxseg import models
-from jaxseg.data import catalog, results, scene
+from jaxseg.data import catalog, results, rle, scene
+from jaxseg.data.coco import read_segments
 from jaxseg.data.colours import Classes, save_label
-from jaxseg.data.files import replacing
+from jaxseg.data.files import read_label, replacing
 from jaxseg.errors import InputError
 from jaxseg.found import Found
 
@@ -86,6 +88,86 @@ class Saver:
         if self.segments:
             whole = results.panoptic_json(self.segments, self.classes, self.ids)
             results.save_json(self.folder / "panoptic.json", whole)
+
+
+class Given:
+    """given(name, size): what files of COCO's forms say was found in an image; see `Saver`.
+
+    results.json, with boxes.json where its entries are as many and in the same order,
+    panoptic.json with the folder panoptic/, and labels NAME.png where they are there.
+    """
+
+    def __init__(self, folder: Path, ids: Mapping[int, int], classes: Classes):
+        """ids: class id -> that of the files. Raises InputError where a file is not COCO's."""
+        self.folder, self.things = folder, classes.things
+        self.classes = {value: i for i, value in ids.items()}
+        entries = self._read("results.json") or []
+        boxes = self._read("boxes.json") or entries
+        self.boxed = bool(entries) and len(boxes) == len(entries) and "bbox" in boxes[0]
+        segments = (self._read("panoptic.json") or {"annotations": []})["annotations"]
+        self.panoptic, self.objects = {s["image_id"]: s for s in segments}, {}
+        self.masks = (folder / "results.json").is_file()
+        for entry, box in zip(entries, boxes if self.boxed else entries, strict=True):
+            one = {**entry, "bbox": box["bbox"]} if self.boxed else entry
+            self.objects.setdefault(entry["image_id"], []).append(one)
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        return any((folder / name).is_file() for name in ("results.json", "panoptic.json"))
+
+    def _read(self, name: str) -> Any:
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text()) if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {path}: {error}") from error
+
+    def __call__(self, name: str, size: tuple[int, int]) -> Found:
+        place = results.image_id(name)
+        try:
+            panoptic = self._panoptic(name, place) if self.panoptic else None
+            instances = self._instances(self.objects.get(place, []), size) if self.masks else None
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{self.folder}: what was found in image {name} cannot be read: {error!r}"
+            ) from error
+        label = self.folder / f"{name}.png"
+        same = {i: i for i in self.classes.values()}
+        semantic = read_label(label, same) if label.is_file() else None
+        for found in (panoptic, semantic):
+            if found is not None and found.shape != size:
+                raise InputError(
+                    f"a map of {name} in {self.folder} is {found.shape} and its truth {size} "
+                    "(height, width): they must be equal"
+                )
+        return Found(size, semantic, instances, panoptic)
+
+    def _instances(self, entries: list[dict], size: tuple[int, int]) -> dict[str, np.ndarray]:
+        scores = np.array([entry["score"] for entry in entries], np.float64)
+        entries = [entries[i] for i in np.argsort(-scores, kind="stable")]
+        masks = [rle.decode(entry["segmentation"], size) for entry in entries]
+        found = {
+            "masks": np.array(masks, bool).reshape(-1, *size),
+            "scores": np.array([entry["score"] for entry in entries], np.float64),
+            "classes": np.array([self.classes[e["category_id"]] for e in entries], np.int32),
+        }
+        if self.boxed:
+            x, y, w, h = np.array([e["bbox"] for e in entries], np.float64).reshape(-1, 4).T
+            found["boxes"] = np.stack([y, x, y + h, x + w], axis=1)
+        return found
+
+    def _panoptic(self, name: str, place: int | str) -> np.ndarray:
+        if place not in self.panoptic:
+            raise InputError(f"{self.folder / 'panoptic.json'} does not have image {name}")
+        entry = self.panoptic[place]
+        numbers = read_segments(self.folder / "panoptic" / entry["file_name"])
+        panoptic = np.full(numbers.shape, results.VOID, np.int32)
+        count = dict.fromkeys(self.classes.values(), 0)
+        for segment in entry["segments_info"]:
+            c = self.classes[segment["category_id"]]
+            count[c] += c in self.things
+            panoptic[numbers == segment["id"]] = c * results.STEP + count[c]
+        return panoptic
 
 
 def write_found(

@@ -1,6 +1,6 @@
 """What an evaluation adds up over images: pixels for a semantic network, or objects."""
 
-from collections.abc import Iterable
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,11 @@ class Objects:
     def image(self, out: dict, row: int, size: tuple[int, int], truth: dict) -> tuple[Found, dict]:
         """(Found, scores) of one image; truth: its `label` and `instances`, see `data.sources`."""
         found = unpacked(out["found"], row, fitted_size(size, self.resize), size)
-        index, scores = int(out["index"][row]), {}
+        return found, self.add(int(out["index"][row]), found, truth)
+
+    def add(self, index: int, found: Found, truth: dict) -> dict[str, float | None]:
+        """The scores of image number `index`, which are added to the totals."""
+        scores = {}
         if found.panoptic is not None:
             self.rank = "PQ"
             whole = to_panoptic(truth["label"], truth["instances"], self.things)
@@ -97,7 +101,7 @@ class Objects:
             counts = confusion(found.semantic, truth["label"], self.count)
             self.confusion = counts + (0 if self.confusion is None else self.confusion)
             scores |= image_scores({"confusion": counts})
-        return found, scores
+        return scores
 
     def scores(self, images: list[dict]) -> dict[str, Any]:
         """All scores of the split."""
@@ -112,6 +116,36 @@ class Objects:
         if self.confusion is not None:
             result |= split_scores({"confusion": self.confusion}, images)
         return result
+
+
+class Gallery:
+    """What an evaluation keeps of single images: scores, pictures to draw, and the worst."""
+
+    def __init__(self, tally: Pixels | Objects, count: int, pictures: int):
+        self.tally, self.many = tally, min(pictures, count)
+        self.shown = set(np.linspace(0, count - 1, self.many, dtype=int).tolist())
+        self.images: dict[int, dict] = {}
+        self.drawn: dict[int, Any] = {}
+        self._worst: list[tuple] = []
+
+    def add(self, index: int, name: str, answer: Any, scores: dict) -> None:
+        """Takes note of an image's answer and scores."""
+        self.images[index] = {"name": name, **scores}
+        if index in self.shown:
+            self.drawn[index] = self.tally.compact(answer)
+        place = (scores[self.tally.rank], index)
+        full = len(self._worst) == self.many
+        if self.many and place[0] is not None and not (full and place > self._worst[-1][0]):
+            entry = (place, self.tally.compact(answer))
+            self._worst = sorted([*self._worst, entry], key=itemgetter(0))[: self.many]
+
+    @property
+    def worst(self) -> dict[int, Any]:
+        """Of the images with the lowest score, lowest first."""
+        return {index: picture for (_, index), picture in self._worst}
+
+    def ordered(self) -> list[dict]:
+        return [self.images[i] for i in sorted(self.images)]
 
 
 def rename(key: str, end: str) -> str:
@@ -140,8 +174,3 @@ def confusion(found: np.ndarray, label: np.ndarray, count: int) -> np.ndarray:
     seen = (label != IGNORE) & (label < count) & (found < count)
     cells = label[seen].astype(np.int64) * count + found[seen]
     return np.bincount(cells, minlength=count**2).reshape(count, count)
-
-
-def kinds(scores: Iterable[str]) -> list[str]:
-    """Which of AP, PQ and mIoU there are."""
-    return [key for key in ("AP", "PQ", "mIoU") if key in set(scores)]

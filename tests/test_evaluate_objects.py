@@ -1,6 +1,7 @@
 """Evaluation of networks of objects: AP, PQ and mIoU of what each image alone holds, and files."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from jaxseg import models
 from jaxseg.data import results, rle
 from jaxseg.errors import InputError
-from jaxseg.evaluate import evaluate, make_eval_step, open_source
+from jaxseg.evaluate import evaluate, make_eval_step, open_source, score_given
 from jaxseg.experiment import resolve
 from jaxseg.inference import make_infer
 from jaxseg.ops import average_precision, metrics, panoptic_quality
@@ -151,6 +152,25 @@ def test_saved_predictions_are_what_was_found(evaluated):
             np.testing.assert_array_equal(np.asarray(picture), found["semantic"])
     things = [c["id"] for c in whole["categories"] if c["isthing"]]
     assert things == [1, 2]
+
+
+def test_saved_predictions_score_the_same(evaluated, tmp_path):
+    result, folder, source = evaluated
+    config = oracle.config(EVERYTHING)
+    again = score_given(config, folder / "predictions", source)
+    for key, value in result.scores.items():
+        assert again.scores[key] == pytest.approx(value, abs=1e-12), key
+    assert list(again.worst) == list(result.worst) and again.images == result.images
+    shutil.copytree(folder / "predictions", tmp_path, dirs_exist_ok=True)
+    entries = json.loads((tmp_path / "results.json").read_text())
+    entries[0]["segmentation"]["size"] = [5, 5]
+    (tmp_path / "results.json").write_text(json.dumps(entries))
+    with pytest.raises(InputError, match=r"image scene\d cannot be read.*is not the image's"):
+        score_given(config, tmp_path, source)
+    entries[0]["category_id"] = 77
+    (tmp_path / "results.json").write_text(json.dumps(entries))
+    with pytest.raises(InputError, match="cannot be read"):
+        score_given(config, tmp_path, source)
 
 
 @pytest.mark.parametrize(

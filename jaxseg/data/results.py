@@ -42,9 +42,9 @@ def coco_results(name: str, objects: Mapping[str, np.ndarray], ids: Mapping[int,
             {
                 "image_id": image_id(name),
                 "category_id": ids[int(objects["classes"][i])],
-                "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "segmentation": rle.encode(objects["masks"][i]),
-                "score": round(float(objects["scores"][i]), 6),
+                "score": float(objects["scores"][i]),
             }
         )
     return entries
