@@ -40,6 +40,7 @@ def converted(checkpoint) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_a_converted_run_predicts_what_the_library_does(converted):
     predictor = Predictor(converted)
     assert predictor.config.model.num_classes == 5 and len(predictor.classes) == 5
@@ -57,6 +58,7 @@ def test_a_converted_run_predicts_what_the_library_does(converted):
     np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_the_report_tells_what_was_mapped(checkpoint, tmp_path, capsys):
     assert convert("smp", ARCH, checkpoint, tmp_path / "run") == 0
     out = capsys.readouterr().out
@@ -100,6 +102,7 @@ def test_an_array_of_another_shape_is_named(checkpoint, tmp_path):
         convert("smp", ARCH, path, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_hub_knows_its_names_and_converts_once(checkpoint, tmp_path):
     assert {"torchvision/deeplabv3_resnet101", f"smp/{ARCH}"} <= set(hub.list())
     assert "unet.py:recipe=smp,backbone=resnet18" in hub.help(ARCH)

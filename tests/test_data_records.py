@@ -262,6 +262,7 @@ def test_grey_of_16_bits_is_scaled_as_from_a_file(channels):
     np.testing.assert_array_equal(image[..., 0], values.astype(np.float32) / 257)
 
 
+@pytest.mark.slow
 def test_packed_data_travel_to_worker_processes(folder, packed):
     data = default().data
     data.update(crop=(16, 18), scale=(0.5, 2.0), photometric=True)

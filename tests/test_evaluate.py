@@ -122,6 +122,7 @@ def test_evaluation_counts_what_inference_of_each_image_alone_gives(evaluated, a
     assert (evaluated.sizes, evaluated.compilations) == (3, 3)
 
 
+@pytest.mark.slow
 def test_boundary_scores_are_those_of_the_images_alone(evaluated, alone):
     totals: dict[str, np.ndarray] = {"bands": 0, "rings": 0}
     values = []
@@ -144,6 +145,7 @@ def test_pictures_are_of_spread_images_and_of_the_worst(evaluated, alone):
         np.testing.assert_array_equal(prediction, alone[index])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 8, 20])
 def test_any_batch_gives_the_same(variables, evaluated, batch):
     """On eight devices it is rounded up to 8 and 24, and filled."""
@@ -171,6 +173,7 @@ def _pixels(config: ConfigDict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "build", lambda config: built)
 
 
+@pytest.mark.slow
 def test_two_hundred_sizes_compile_eight_times_and_count_each_image_once(monkeypatch):
     """Equal, to the digit, to evaluation of every image at its own size."""
     rng = np.random.default_rng(0)
@@ -205,6 +208,7 @@ def test_padding_examples_count_for_nothing(variables):
     assert out["semantic"].shape == (8, 16, 16)
 
 
+@pytest.mark.slow
 def test_scales_shrink_what_the_network_sees_and_not_the_answer(variables, evaluated):
     result = _evaluate(_config(scales=(0.5,)), variables, Noise())
     assert result.confusion.sum() == evaluated.confusion.sum()
@@ -310,6 +314,7 @@ def _open(monkeypatch: pytest.MonkeyPatch) -> ConfigDict:
     return _config()
 
 
+@pytest.mark.slow
 def test_the_report_is_made_again_of_saved_predictions(saved, evaluated, monkeypatch, tmp_path):
     evaluation.report(tmp_path, 12, evaluated, Noise(), "val")
     assert rescore(_open(monkeypatch), saved, "val") == 0

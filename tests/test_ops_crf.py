@@ -239,6 +239,7 @@ def test_gradient_is_the_slope(method):
 
 
 @methods
+@pytest.mark.slow
 def test_vmap_and_jit_do_as_a_loop_does(method):
     images = np.stack([picture(10, 13, seed=i) for i in range(3)])
     unaries = np.stack([energies(10, 13, 3, seed=i) for i in range(3)])

@@ -64,6 +64,7 @@ def test_two_processes_fill_one_folder_at_the_same_time(tiny_run, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_the_verbs_use_a_crf(tiny_run, few_scenes, tmp_path):
     given = crf.PARAMETERS["pydensecrf"] | {"iterations": 1}
     (tmp_path / "crf.json").write_text(json.dumps(given))

@@ -117,6 +117,7 @@ def test_eight_devices_train_as_one(mesh, on_one_device, monkeypatch):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_over_space_train_as_one_device():
     config = small_config(mesh__data=2, mesh__space=4)
     batches = [random_batch(config, seed) for seed in range(3)]
@@ -125,6 +126,7 @@ def test_rows_over_space_train_as_one_device():
     np.testing.assert_allclose([x["loss"] for x in split], [x["loss"] for x in whole], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_whole_batch_without_batch_norm():
     norm = {"model__norm__kind": "none", "optim__lr": 0.01}
     batches = [random_batch(small_config(train__batch=16), seed) for seed in range(2)]
@@ -305,6 +307,7 @@ def test_a_run_leaves_plain_files(tmp_path, few_scenes, capsys):
     assert "is finished, at step 6" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_warm_start_takes_what_fits_and_names_the_rest(tmp_path, few_scenes, capsys):
     assert train(small_config(train__steps=1), tmp_path / "first") == 0
     config = small_config(train__steps=1, init__workdir=tmp_path / "first", optim__lr=1e-9)
