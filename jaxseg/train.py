@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import checkpoint, faults, models, plots, sharding
 from jaxseg import config as configs
+from jaxseg.compiler import options
 from jaxseg.data import catalog, pipeline
 from jaxseg.data.feed import Feed
 from jaxseg.data.sources import SkipBad
@@ -31,6 +32,7 @@ from jaxseg.ops.augment import augment
 from jaxseg.ops.image import normalise
 from jaxseg.optim import make_optimizer, schedule
 from jaxseg.pretrained import filled, flat, load_backbone
+from jaxseg.remat import passes
 from jaxseg.report import report, reported_step, table
 from jaxseg.saver import Saver
 from jaxseg.workdir import check_space, load_config, lock, prepare
@@ -91,11 +93,12 @@ def train_step(
     and the count of such steps. One with a true `stop` [B] in its batch leaves all unchanged: so a
     process tells the others that it was asked to stop.
     """
+    parts, apply, loss = passes(config.train, model.apply, loss)
 
     def objective(params: Any, batch_stats: Any, part: dict, rng: jax.Array) -> tuple:
         x = normalise(part["image"], config.data.mean, config.data.std)
         part = {**part, "rng": jax.random.fold_in(rng, 1)}  # for what a loss draws
-        outputs, updated = model.apply(
+        outputs, updated = apply(
             {"params": cast(params, config.train.compute_dtype), "batch_stats": batch_stats},
             x.astype(config.train.compute_dtype),
             *(model.inputs(part) if hasattr(model, "inputs") else ()),
@@ -114,7 +117,6 @@ def train_step(
 
     stop = jnp.any(batch["stop"]) if "stop" in batch else None
     batch = augment_batch({k: v for k, v in batch.items() if k != "stop"}, state.step, config)
-    parts = config.train.accumulate
     rng = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
     if parts == 1:
         batch_stats, (grads, logs) = gradient(state.batch_stats, (batch, rng))
@@ -148,8 +150,7 @@ def train_step(
 def augment_batch(batch: dict[str, jax.Array], step: jax.Array, config: ConfigDict) -> dict:
     """The batch of that step as the network sees it: what the host left to do is done here.
 
-    It depends on train.seed, the step and the examples' positions in the stream
-    alone.
+    It depends on train.seed, the step and the examples' positions in the stream alone.
     """
     if config.data.augment_on == "host":
         return batch
@@ -202,24 +203,10 @@ def compile_step(step: Callable, state: TrainState, batch: dict, mesh: Mesh) -> 
     )
     say("compiling ...", end=" ")
     begin = time.perf_counter()
-    lowered = jitted.lower(state, batch)
-    try:
-        compiled = lowered.compile(compiler_options())
-    except jax.errors.JaxRuntimeError as error:
-        if "No such compile option" not in str(error):  # of another version of XLA
-            raise
-        compiled = lowered.compile()
-    say(f"{time.perf_counter() - begin:.0f} s, once")
+    compiled = jitted.lower(state, batch).compile(options())
+    kept = jax.config.jax_compilation_cache_dir
+    say(f"{time.perf_counter() - begin:.0f} s, once" + (f"; kept in {kept}" if kept else ""))
     return compiled
-
-
-def compiler_options() -> dict[str, str]:
-    """On a CPU, convolutions go to Eigen, which uses all cores.
-
-    In XLA's YNN fusions, the default of jax 0.10, they run on one (measured: 170 against 100
-    GFLOP/s on two cores).
-    """
-    return {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else {}
 
 
 def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
