@@ -114,8 +114,11 @@ def test_strangers_do_not_disturb():
         first = pool.submit(meet, places(2, present=(0,), port=port), patience=10.0)
         for word in (b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"hello": ["a"]}\n', b""):
             for _ in range(200):
-                with contextlib.suppress(OSError), socket.create_connection(("", port)) as stranger:
-                    stranger.sendall(word)
+                with (
+                    contextlib.suppress(OSError),
+                    socket.create_connection(("127.0.0.1", port)) as s,
+                ):
+                    s.sendall(word)
                     break
                 time.sleep(0.02)
         assert meet(places(2, present=(1,), port=port)) == [[0]]
