@@ -12,8 +12,9 @@ from jaxseg import backbones, models, sharding
 from jaxseg import config as configs
 from jaxseg.data import catalog
 from jaxseg.data.sources import Shapes
-from jaxseg.describe import count_macs, network_facts
+from jaxseg.describe import network_facts
 from jaxseg.experiment import resolve
+from jaxseg.macs import count_macs
 from jaxseg.optim import make_optimizer, path_of
 from jaxseg.train import build, check_sizes, init_state
 
@@ -53,7 +54,7 @@ ARGUMENTS = {
     "solov2": ["", "variant=light", "dataset=nuclei,variant=small", "recipe=mmdet"],
     "panoptic_deeplab": [
         *("", "dataset=coco_panoptic,stem=deep", "backbone=xception71,output_stride=16"),
-        *("dataset=shapes,variant=small", "dataset=nuclei,variant=small", "backbone=hrnet_w48"),
+        *("dataset=shapes,variant=small", "dataset=nuclei,variant=small", "backbone=hrnet_w18_small"),
     ],
     "upsnet": ["", "dataset=cityscapes_panoptic", "dataset=shapes,variant=small"],
 }
