@@ -139,6 +139,7 @@ class Saver:
         return state, step
 
     def close(self) -> None:
+        """Waits for what is being saved."""
         self.settle(wait=True)
         self._drop()
 

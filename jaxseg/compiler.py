@@ -26,13 +26,15 @@ def options() -> dict[str, str]:
 def use_cache() -> Path | None:
     """Keeps compiled programs of a second or more in the user's cache directory; returns it.
 
-    $XDG_CACHE_HOME/jaxseg, by default ~/.cache/jaxseg. None where JAX_COMPILATION_CACHE_DIR or
-    jax's own config names another, which is left alone, or where it cannot be written.
+    $XDG_CACHE_HOME/jaxseg/N-cores, by default in ~/.cache: a program is split over the cores that
+    it was compiled on. None where JAX_COMPILATION_CACHE_DIR or jax's own config names another,
+    which is left alone, or where it cannot be written.
     """
     if jax.config.jax_compilation_cache_dir:
         return None
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "jaxseg"
+    may_use = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    folder = Path(home) / "jaxseg" / f"{len(may_use)}-cores"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -29,6 +29,8 @@ POISONS = ("nan_image", "nan_loss", "nan_grad", "spike")
 
 
 class Fault(NamedTuple):
+    """What strikes, and at which batches or in which phase."""
+
     kind: str
     first: int
     last: int

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from jaxseg import models, sharding
+from jaxseg.compiler import options
 from jaxseg.data import catalog, colours, files, pixels, scene
 from jaxseg.data.pipeline import extend
 from jaxseg.data.scene import Scene
@@ -87,7 +88,7 @@ class Predictor:
             out = _answer(variables, image, size, logits, extent)
             return {**packed(out), "finite": out["finite"]} if is_found(out) else out
 
-        self._infer = jax.jit(infer, static_argnames=("size", "logits"))
+        self._infer = jax.jit(infer, static_argnames=("size", "logits"), compiler_options=options())
 
     def __call__(self, image: np.ndarray) -> Result:
         """Labels one image [H,W,C] of any size, C as in the run: uint8, uint16 or float32 0..255.

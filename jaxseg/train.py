@@ -252,6 +252,7 @@ def rehearse(config: ConfigDict, mesh: Mesh, source: Any, validation: Any) -> in
 
 
 def say_what(config: ConfigDict, state: TrainState, source: Any, validation: Any) -> None:
+    """The line that begins a training: the network, the data, the devices."""
     count = sum(x.size for x in jax.tree.leaves(state.params))
     say(
         f"{config.model.name} on {config.data.dataset}: {count:,} parameters, "

@@ -10,8 +10,8 @@ from networks import audit, count, experiment, trace
 
 from jaxseg import backbones
 from jaxseg.backbones import vgg
-from jaxseg.describe import count_macs
 from jaxseg.errors import InputError
+from jaxseg.macs import count_macs
 from jaxseg.models import deeplabv1, pspnet
 
 NARROW = ((2,), (2, 3), (3,), (4, 4), (4,))

@@ -28,7 +28,11 @@ def test_the_cache_is_the_users(fresh, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     jax.config.update("jax_compilation_cache_dir", None)
     folder = compiler.use_cache()
-    assert folder == tmp_path / "cache" / "jaxseg" and folder.is_dir()
+    assert folder.parent == tmp_path / "cache" / "jaxseg" and folder.is_dir()
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(3))  # as in a smaller container
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert compiler.use_cache() == folder.parent / "3-cores"
+    folder = compiler.use_cache() or folder.parent / "3-cores"  # chosen already: stays
     assert jax.config.jax_compilation_cache_dir == str(folder)
 
 

@@ -54,7 +54,8 @@ ARGUMENTS = {
     "solov2": ["", "variant=light", "dataset=nuclei,variant=small", "recipe=mmdet"],
     "panoptic_deeplab": [
         *("", "dataset=coco_panoptic,stem=deep", "backbone=xception71,output_stride=16"),
-        *("dataset=shapes,variant=small", "dataset=nuclei,variant=small", "backbone=hrnet_w18_small"),
+        *("dataset=shapes,variant=small", "dataset=nuclei,variant=small"),
+        "backbone=hrnet_w18_small",
     ],
     "upsnet": ["", "dataset=cityscapes_panoptic", "dataset=shapes,variant=small"],
 }

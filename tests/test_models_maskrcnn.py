@@ -12,7 +12,7 @@ from networks import count, experiment, trace
 
 from jaxseg import models
 from jaxseg.backbones.layers import Conv, Norm
-from jaxseg.describe import count_macs
+from jaxseg.macs import count_macs
 from jaxseg.models import maskrcnn
 from jaxseg.ops import boxes as ops
 from jaxseg.ops.roi import crop_masks

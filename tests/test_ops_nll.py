@@ -10,6 +10,7 @@ from jaxseg.ops import nll as module
 from jaxseg.ops.losses import PixelLoss
 from jaxseg.ops.nll import upsampled_nll
 from jaxseg.ops.resize import resize
+from jaxseg.sharding import traced_on
 
 
 @pytest.fixture
@@ -107,15 +108,17 @@ def test_a_step_takes_a_third_of_the_memory():
     assert 3 * peak(0) < peak(2**40)
 
 
-def test_sharded_rows_stay_where_they_are(blocks):
+@pytest.mark.parametrize("height", [32, 20], ids=["whole ratio", "any ratio"])
+def test_sharded_rows_stay_where_they_are(height, blocks):
     mesh = jax.make_mesh((2, 4), ("data", "space"), (AxisType.Auto,) * 2)
     rows = NamedSharding(mesh, PartitionSpec("data", "space"))
-    logits, label, _ = data((8, 6), (32, 24))
+    logits, label, _ = data((8, 6), (height, 24))
 
     def step(x, label):
         return jax.value_and_grad(lambda x: upsampled_nll(x, label).sum())(x)
 
-    compiled = jax.jit(step, in_shardings=(rows, rows)).lower(logits, label).compile()
+    shared = traced_on(mesh, step)
+    compiled = jax.jit(shared, in_shardings=(rows, rows)).lower(logits, label).compile()
     assert "all-gather" not in compiled.as_text()
     found = compiled(jax.device_put(logits, rows), jax.device_put(label, rows))
     for have, want in zip(found, jax.jit(step)(logits, label), strict=True):

@@ -11,8 +11,8 @@ import pytest
 from networks import EXPERIMENTS, count, trace
 
 from jaxseg import backbones, models
-from jaxseg.describe import count_macs
 from jaxseg.experiment import resolve
+from jaxseg.macs import count_macs
 from jaxseg.optim import path_of
 
 R50, R101, V2 = "backbone=resnet50", "backbone=resnet101", "backbone=mobilenetv2"

@@ -60,6 +60,7 @@ class Feed:
         return item
 
     def close(self) -> None:
+        """Ends the thread, and the batches where it has let go of them."""
         self.closed.set()
         self.thread.join(timeout=2)
         if not self.thread.is_alive() and hasattr(self.batches, "close"):

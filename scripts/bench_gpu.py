@@ -1,0 +1,132 @@
+"""Training and inference on an accelerator: share of its peak, beside torch.compile, and kernels.
+
+    python scripts/bench_gpu.py                    # realistic sizes, bfloat16
+    python scripts/bench_gpu.py --kernels          # also the kernels that take the longest
+    python scripts/bench_gpu.py --toy              # minutes on a CPU: shows that it runs
+
+MFU is the share of the measured peak of a large matrix product; training counts three forward
+passes. Where torch has CUDA, the network of the same architecture runs in turns with ours,
+compiled, in channels_last under autocast. At the end the exact dense CRF of 500x375, 21 classes.
+Sides of 768 stand for 769, which the peers' networks do not take.
+"""
+
+import argparse
+import collections
+import glob
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs memory too
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from bench_crf import make_input  # noqa: E402
+from bench_peers import alternate, check_parameters, configured, ours, theirs  # noqa: E402
+from torch_networks import PAIRS  # noqa: E402
+
+from jaxseg import benchmark  # noqa: E402
+from jaxseg.ops.crf import PARAMETERS, mean_field  # noqa: E402
+
+NETWORKS = (
+    *("fcn_r101", "deeplabv3_r101", "deeplabv3plus_r50", "deeplabv3plus_r101"),
+    *("deeplabv3plus_xception65", "pspnet_r101", "unet_same"),
+)
+
+
+def row(name: str, size: int, batch: int, mode: str, args: argparse.Namespace) -> dict:
+    """Measures one network; with its kernels where asked."""
+    pair = PAIRS[name]
+    config = configured(pair, size, batch, mode, args.dtype)
+    check_parameters(pair, config)
+    work = ours(config, mode)
+    runs = [work.run]
+    if torch.cuda.is_available():
+        runs.append(theirs(pair, config, mode, compiled=True, device="cuda"))
+    taken = alternate(runs, args.seconds)
+    median = np.median(taken, axis=0)
+    found = {
+        **{"network": name, "size": size, "batch": batch, "mode": mode},
+        **{"images_per_s": batch / median[0], "ms": 1e3 * median[0]},
+        **{"mfu": work.flops / median[0] / args.peak, "compile_s": work.compile_s},
+        **{"peak_gb": work.peak_bytes / 1e9, "ratio": float("nan")},
+    }
+    if len(runs) > 1:
+        found["ratio"] = float(np.median(taken[:, 1] / taken[:, 0]))
+    found["kernels"] = kernels(work.run) if args.kernels else []
+    return found
+
+
+def kernels(run: Callable, count: int = 12, repetitions: int = 3) -> list[tuple[str, float, int]]:
+    """(name, milliseconds, calls) of one repetition's costliest kernels, by the profiler."""
+    total, calls = collections.Counter(), collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(repetitions):
+                run()
+        (path,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
+        for plane in jax.profiler.ProfileData.from_file(path).planes:
+            for event in (event for line in plane.lines for event in line.events):
+                name = dict(event.stats).get("hlo_op")
+                if name:
+                    total[name] += event.duration_ns
+                    calls[name] += 1
+    return [
+        (name, ns / 1e6 / repetitions, calls[name] // repetitions)
+        for name, ns in total.most_common(count)
+    ]
+
+
+def crf(size: tuple[int, int], seconds: float, iterations: int = 10) -> float:
+    """Seconds of the exact mean field, 21 classes."""
+    data = make_input(None, size, 21)
+    settings = PARAMETERS["deeplabv2"] | {"iterations": iterations}
+    image, unary = jax.device_put(data["image"]), jax.device_put(data["unary"])
+    run = jax.jit(lambda u, x: mean_field(u, x, **settings, method="exact"))
+    taken = benchmark.timed(lambda: jax.block_until_ready(run(unary, image)), seconds)
+    return float(np.median(taken))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=PAIRS, default=NETWORKS)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 768])
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--modes", nargs="+", choices=benchmark.MODES, default=benchmark.MODES)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each row")
+    parser.add_argument("--kernels", action="store_true", help="print the costliest ones")
+    parser.add_argument("--toy", action="store_true", help="tiny, for a CPU")
+    args = parser.parse_args(argv)
+    if args.toy:
+        args.networks, args.sizes, args.batches = ["deeplabv3plus_mobilenetv2"], [64], [8]
+        args.seconds, args.kernels = 0.0, True
+    args.peak, memory = benchmark.peaks(args.dtype)
+    args.peak *= jax.device_count()
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    print(f"{device}, jax {jax.__version__}, torch {torch.__version__}, {args.dtype}")
+    print(f"measured on one: {args.peak / 1e12:.3g} TFLOP/s, {memory / 1e9:.4g} GB/s")
+    begin = time.perf_counter()
+    print(f"{'network':27}{'size':>5}{'batch':>6} {'mode':6}{'images/s':>9}{'MFU':>6}  over torch")
+    for name in args.networks:
+        for size in args.sizes:
+            for batch in args.batches:
+                for mode in args.modes:
+                    found = row(name, size, batch, mode, args)
+                    jax.clear_caches()
+                    print(
+                        f"{name:27}{size:5}{batch:6} {mode:6}{found['images_per_s']:9.1f}"
+                        f"{found['mfu']:6.1%}  {found['ratio']:.2f}",
+                        flush=True,
+                    )
+                    for kernel, ms, calls in found["kernels"]:
+                        print(f"    {ms:9.3f} ms {calls:4} x {kernel}")
+    size = (24, 32) if args.toy else (375, 500)
+    print(f"exact CRF, {size[1]}x{size[0]}, 10 iterations: {crf(size, args.seconds):.3f} s")
+    print(f"{time.perf_counter() - begin:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

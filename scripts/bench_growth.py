@@ -1,0 +1,104 @@
+"""Time and memory of a training step as image area, batch, classes and devices grow: one plot.
+
+    python scripts/bench_growth.py --output growth.png
+
+The network is DeepLab v3+ on MobileNetV2. Devices are those that there are, or on a CPU forced
+ones, which share its cores: a perfect program takes the same time on any number of them. Each point
+runs in a process of its own.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+AXES = {
+    "side": (256, 512, 1024, 2048),  # pixels of a square image
+    "batch": (1, 2, 4, 8, 16),
+    "classes": (2, 8, 32, 128, 512),
+    "devices": (1, 2, 4, 8),
+}
+FIXED = {"side": 256, "batch": 1, "classes": 21, "devices": 1}
+
+
+def measure(side: int, batch: int, classes: int, devices: int) -> dict:
+    """ms and peak_bytes of a device, in this process, which must have so many devices."""
+    from jaxseg import benchmark
+    from jaxseg.experiment import resolve
+
+    given = {"model.num_classes": classes, "mesh.data": devices}
+    argument = "experiments/deeplabv3plus.py:recipe=smp,backbone=mobilenetv2"
+    config = resolve(argument, [(key, str(value)) for key, value in given.items()])
+    config = benchmark.configured(config, "train", (side, side), batch)
+    work = benchmark.prepare(config, "train")
+    seconds = sorted(benchmark.timed(work.run, 5.0))
+    return {"ms": 1e3 * seconds[len(seconds) // 2], "peak_bytes": work.peak_bytes}
+
+
+def apart(point: dict) -> dict:
+    """`measure` in a process with that many devices."""
+    forced = f"--xla_force_host_platform_device_count={point['devices']}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {forced}"
+    words = [sys.executable, __file__, "--point", json.dumps(point)]
+    env = {**os.environ, "XLA_FLAGS": flags.strip()}
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{point}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def points(axis: str, values: Sequence[int], fixed: dict) -> list[dict]:
+    """One point a value; with several devices the batch has an image for each of the most."""
+    start = {**fixed, "batch": max(values)} if axis == "devices" else fixed
+    return [{**start, axis: value} for value in values]
+
+
+def plot(found: dict[str, list[tuple[dict, dict]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(found), figsize=(4 * len(found), 3.4), squeeze=False)
+    for panel, (axis, rows) in zip(panels[0], found.items(), strict=True):
+        x = [point[axis] ** 2 if axis == "side" else point[axis] for point, _ in rows]
+        panel.loglog(x, [row["ms"] for _, row in rows], "o-", color="tab:blue")
+        panel.set_xlabel("pixels of an image" if axis == "side" else axis)
+        panel.set_ylabel("ms a step", color="tab:blue")
+        other = panel.twinx()
+        other.loglog(x, [row["peak_bytes"] / 1e9 for _, row in rows], "s--", color="tab:red")
+        other.set_ylabel("GB of a device", color="tab:red")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("growth.png"))
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
+    for axis, values in AXES.items():
+        parser.add_argument(f"--{axis}", type=int, nargs="+", default=values)
+    parser.add_argument("--fixed", type=json.loads, default=FIXED, help="what does not grow")
+    parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.point:
+        print(json.dumps(measure(**args.point)))
+        return
+    found = {}
+    for axis in args.axes:
+        found[axis] = []
+        for point in points(axis, getattr(args, axis), args.fixed):
+            row = apart(point)
+            found[axis].append((point, row))
+            text = f"{row['ms']:9.1f} ms {row['peak_bytes'] / 1e9:7.3f} GB"
+            print(f"{axis:8}{point[axis]:6}{text}", flush=True)
+    plot(found, args.output)
+    print(f"drawn in {args.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""scripts/bench_peers.py: the pairs are the same networks, and it runs to its end at toy sizes."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+pytest.importorskip("segmentation_models_pytorch")
+pytest.importorskip("timm")
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's warnings are its own
+
+
+@pytest.fixture(scope="module")
+def bench():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        yield importlib.import_module("bench_peers")
+        for name in ("bench_peers", "torch_networks", "parity"):
+            sys.modules.pop(name, None)
+
+
+NAMES = (
+    *("deeplabv3plus_r50", "fcn_r50", "deeplabv3_r50", "pspnet_r50", "deeplabv3plus_mobilenetv2"),
+    *("deeplabv3plus_xception65", "unet", "unet_same", "segnet"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_as_many_parameters(bench, name):
+    pair = bench.PAIRS[name]
+    config = bench.configured(pair, 64 if name != "unet" else 192, 1, "train", "float32")
+    assert bench.check_parameters(pair, config) > 1_000_000
+
+
+def test_all_pairs_are_known(bench):
+    assert set(NAMES) == {name for name in bench.PAIRS if "r101" not in name}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_as_many_multiplications(bench, name):
+    """torch's own count, of convolutions and products, is ours but for the pools' 1x1 maps."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from jaxseg.benchmark import forward_flops
+
+    pair = bench.PAIRS[name]
+    config = bench.configured(pair, 64 if name != "unet" else 192, 1, "infer", "float32")
+    with torch.device("meta"):
+        net = pair.peer(bench.CLASSES).eval()
+        with FlopCounterMode(display=False) as counter:
+            net(torch.empty(1, 3, *config.data.crop))
+    assert forward_flops(config) == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_table_of_one_network(bench, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "CLASSES", 3)
+    words = "--networks deeplabv3plus_mobilenetv2 --sizes 32 --batch 8 --seconds 0".split()
+    bench.main(words)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in lines[1:]] == ["train", "infer"]
+    assert all(float(line.split()[5]) > 0 for line in lines[1:])
+
+
+def test_mean_iou_is_counted_alike(bench, capsys):
+    """The script compares both confusion matrices before it times them."""
+    bench.mean_iou(3, 0.0, size=(8, 10))
+    assert "images/s" in capsys.readouterr().out and np.isfinite(jax.device_count())
