@@ -1,6 +1,7 @@
 """scripts/bench_peers.py: the pairs are the same networks, and it runs to its end at toy sizes."""
 
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("torchvision")
-pytest.importorskip("segmentation_models_pytorch")
-pytest.importorskip("timm")
+PEERS = ("torchvision", "segmentation_models_pytorch", "timm")  # not imported: see the script
+if missing := [name for name in PEERS if not importlib.util.find_spec(name)]:
+    pytest.skip(f"needs {', '.join(missing)}", allow_module_level=True)
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's warnings are its own
 
