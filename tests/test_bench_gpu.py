@@ -1,15 +1,16 @@
 """scripts/bench_gpu.py runs to its end at toy sizes."""
 
 import importlib
+import importlib.util
 import re
 import sys
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("torchvision")
-pytest.importorskip("segmentation_models_pytorch")
+PEERS = ("torch", "torchvision", "segmentation_models_pytorch")  # not imported: see the script
+if missing := [name for name in PEERS if not importlib.util.find_spec(name)]:
+    pytest.skip(f"needs {', '.join(missing)}", allow_module_level=True)
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
