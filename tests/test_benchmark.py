@@ -81,9 +81,15 @@ def test_what_does_not_fit_is_refused(words, expected):
         benchmark.prepare(benchmark.configured(tiny_config(), *words), mode)
 
 
-def test_from_the_command_line(quick, capsys):
-    shipped = "experiments/quickstart.py:width=4"
-    words = ["benchmark", "--config", shipped, "--size", "32,32", "--batch", "8"]
-    assert main.run([*words, "--mode", "infer"]) == 0
-    out = capsys.readouterr().out
-    assert "images_per_s" in out and "roofline_share" in out
+def test_from_the_command_line(monkeypatch, capsys):
+    asked = []
+
+    def measure(config, mode):
+        asked.append((config.data.crop, config.eval.batch, mode))
+        return {"mode": mode, "images_per_s": 12.3456}
+
+    monkeypatch.setattr(benchmark, "measure", measure)
+    words = "--config experiments/quickstart.py --size 32,48 --batch 8 --mode infer".split()
+    assert main.run(["benchmark", *words]) == 0
+    assert asked == [((32, 48), 8, "infer")]
+    assert "images_per_s         12.35" in capsys.readouterr().out
