@@ -12,6 +12,7 @@ import logging
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from jax.experimental import multihost_utils
 from jaxseg import faults
 from jaxseg.errors import InputError, RestartError
 
+TRIES = 20  # of a reader beside a run
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells each of its steps
 
 
@@ -36,7 +38,16 @@ def manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, cleanup_tmp_directories=bool(keep), enable_async_checkpointing=True
     )
-    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+    folder = (workdir / "checkpoints").absolute()
+    return _again(lambda: ocp.CheckpointManager(folder, options=options))
+
+
+def _again(look: Callable[[], Any]) -> Any:
+    """What `look` gives, once more where a run deleted meanwhile what it looks at."""
+    for _ in range(TRIES):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return look()
+    return look()
 
 
 def exists(workdir: Path, until: int | None = None) -> bool:
@@ -190,7 +201,7 @@ def restore(
     """
     tried: list[int] = []
     while True:
-        source.reload()  # a run that goes on meanwhile saves new ones and deletes old ones
+        _again(source.reload)  # a run that goes on meanwhile saves new ones and deletes old ones
         left = [s for s in source.all_steps() if s not in tried and (until is None or s <= until)]
         if not left:
             break

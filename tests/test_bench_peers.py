@@ -1,6 +1,6 @@
 """scripts/bench_peers.py: the pairs are the same networks, and it runs to its end at toy sizes."""
 
-import importlib
+import importlib.util
 import importlib.util
 import sys
 from pathlib import Path
@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+# Looked for, not imported: torchvision may have operators that do not fit torch, see parity.py.
+for name in ("torchvision", "segmentation_models_pytorch", "timm"):
+    if not importlib.util.find_spec(name):
+        pytest.skip(f"needs {name}", allow_module_level=True)
 PEERS = ("torchvision", "segmentation_models_pytorch", "timm")  # not imported: see the script
 if missing := [name for name in PEERS if not importlib.util.find_spec(name)]:
     pytest.skip(f"needs {', '.join(missing)}", allow_module_level=True)

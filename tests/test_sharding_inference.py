@@ -17,7 +17,7 @@ def atrous_config():
     config = default()
     config.data.crop = (33, 33)
     config.model.update(name="deeplabv3", num_classes=8, features=8)
-    config.model.backbone = {"name": "mobilenet_v2", "output_stride": 16}
+    config.model.backbone = {"name": "mobilenetv2", "output_stride": 16}
     models.complete(config)
     check(config)
     return config
