@@ -5,7 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Read by jax when it is imported, so it comes first.
-FORCED = "--xla_force_host_platform_device_count=8"
+FORCED = (
+    "--xla_force_host_platform_device_count=8"
+    # Eight devices that share two busy cores wait longer for each other than XLA thinks sound.
+    " --xla_cpu_collective_call_warn_stuck_timeout_seconds=120"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FORCED}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 CACHE = Path(__file__).parent.parent / ".cache" / "jax"
