@@ -112,14 +112,15 @@ def same(config):
         weights = tuple(round(w**0.5, 3) for w in recipes.CAMVID_MEDIAN_FREQUENCY)
         config.loss.pixel = {"class_weights": weights}
     elif config.data.dataset == "isbi2012":
-        config.data.flip_vertical = True
-        config.data.quarter_turns = True
+        # Its labels lie half a pixel above their membranes, which turned slices would unteach.
+        config.data.rotate = 8.0  # degrees
         config.data.elastic = 8.0  # pixels
         config.data.photometric = True
-        config.train.steps = 900
-        config.train.eval_every = 300
+        config.model.dropout = 0.2
+        config.train.steps = 750
+        config.train.eval_every = 150
         config.eval.flip = True
-        config.eval.turns = True
+        config.eval.scales = (0.9, 1.0, 1.1)
 
 
 def matting(config):

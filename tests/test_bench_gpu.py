@@ -1,7 +1,6 @@
 """scripts/bench_gpu.py runs to its end at toy sizes."""
 
 import importlib.util
-import importlib.util
 import re
 import sys
 from pathlib import Path

@@ -1,7 +1,6 @@
 """scripts/bench_peers.py: the pairs are the same networks, and it runs to its end at toy sizes."""
 
 import importlib.util
-import importlib.util
 import sys
 from pathlib import Path
 
