@@ -9,10 +9,6 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-# Looked for, not imported: torchvision may have operators that do not fit torch, see parity.py.
-for name in ("torchvision", "segmentation_models_pytorch", "timm"):
-    if not importlib.util.find_spec(name):
-        pytest.skip(f"needs {name}", allow_module_level=True)
 PEERS = ("torchvision", "segmentation_models_pytorch", "timm")  # not imported: see the script
 if missing := [name for name in PEERS if not importlib.util.find_spec(name)]:
     pytest.skip(f"needs {', '.join(missing)}", allow_module_level=True)
