@@ -39,11 +39,11 @@ def answers(config, image):
     return one(variables, image[None]), eight(*place), share, eight.as_text()
 
 
-def agree(config, size):
+def agree(config, size, tolerance=1e-5):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
     one, eight, share, text = answers(config, image)
     scale = np.abs(one["logits"]).max()
-    np.testing.assert_allclose(eight["logits"], one["logits"], rtol=1e-4, atol=1e-5 * scale)
+    np.testing.assert_allclose(eight["logits"], one["logits"], rtol=1e-4, atol=tolerance * scale)
     assert (np.asarray(one["semantic"]) != np.asarray(eight["semantic"])).mean() < 1e-4
     assert "collective-permute" in text
     return share
@@ -64,7 +64,9 @@ def test_eight_devices_label_one_image_as_one_does(monkeypatch):
 @pytest.mark.slow
 def test_rows_that_eight_does_not_divide(monkeypatch):
     monkeypatch.setattr(inference, "LARGE", 0)
-    assert agree(atrous_config(), (515, 60)) < 0.5
+    # In float32 either answer is 3e-4 of the largest logit from that in float64, where they agree
+    # to 1e-13 of it: random weights amplify rounding through 50 layers.
+    assert agree(atrous_config(), (515, 60), tolerance=1e-4) < 0.5
 
 
 @pytest.mark.slow
