@@ -150,7 +150,9 @@ def children_of(pid):
     """The processes that read data; one that only cleans up after them is none."""
     pids = " ".join(p.read_text() for p in Path(f"/proc/{pid}/task").glob("*/children")).split()
     said = {int(p): Path(f"/proc/{p}/cmdline").read_bytes() for p in pids}
-    return [p for p, text in said.items() if b"spawn_main" in text and b"tracker" not in text]
+    return [
+        p for p, text in said.items() if b"spawn_main" in text and b"resource_tracker" not in text
+    ]
 
 
 @pytest.mark.slow
@@ -165,3 +167,17 @@ def test_a_data_worker_that_dies_or_stops_is_named(family, tmp_path, number):
     assert family.wait(child, 60) == STUCK
     named = "no progress for" if number == "SIGSTOP" else "a process that reads data died"
     assert named in child.text()
+
+
+@pytest.mark.slow
+def test_the_processes_that_read_data_end_with_a_run_that_was_killed(family, tmp_path):
+    child = family.start(tmp_path, data__workers=2)
+    family.until(child, "step 3/")
+    workers = children_of(child.pid)
+    assert len(workers) == 2
+    child.kill(signal.SIGKILL)
+    family.wait(child)
+    timer = time.monotonic()
+    while any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers):
+        assert time.monotonic() - timer < 10
+        time.sleep(0.1)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxseg.data.borders import border_weights
 from jaxseg.data.colours import IGNORE
+from jaxseg.data.feed import end_with_parent
 from jaxseg.data.objects import of_classes, slots
 from jaxseg.data.transforms import augment, fitted, fitted_size, own_transform, pad
 from jaxseg.errors import InputError
@@ -115,7 +116,8 @@ def train_batches(
     if data.workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers))
+        how = grain.MultiprocessingOptions(num_workers=data.workers)
+        stream = stream.mp_prefetch(how, worker_init_fn=end_with_parent)
     return _counted(iter(stream), data.objects) if data.objects else iter(stream)
 
 
