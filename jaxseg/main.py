@@ -445,7 +445,12 @@ def main() -> None:
         text = f"error: {error}" if str(error) else "interrupted"
         print(text, file=sys.stderr)
         code = exit_code(error)
-    last = threading.Timer(10, os._exit, (code,))  # a thread that hangs in a read keeps nobody
+    leave(code)
+
+
+def leave(code: int) -> None:
+    """Ends the process, within ten seconds: a thread that hangs in a read keeps nobody."""
+    last = threading.Timer(10, os._exit, (code,))
     last.daemon = True
     last.start()
     sys.exit(code)

@@ -6,4 +6,5 @@ EXTRAS=dev
 . "$(dirname "$0")/venv.sh"
 ruff check .
 ruff format --check .
-python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
+python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+    --max-worker-restart 0 "$@"

@@ -1,6 +1,7 @@
 """What all tests share: eight CPU devices, a compilation cache, data sets, and one small run."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -47,6 +48,12 @@ def _forget() -> Iterator[None]:
     """Compiled functions of one file are of no use to the next, and hold gigabytes in the end."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command line that ends must not end the tests ten seconds later."""
+    monkeypatch.setattr("jaxseg.main.leave", sys.exit)
 
 
 FEW_SCENES = {"train": (0, 16), "val": (1, 8), "test": (2, 8)}  # seed, number of scenes

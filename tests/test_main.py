@@ -149,7 +149,7 @@ def test_bad_words(fails, words, expected):
         ("tiny.py", "model.name=unett", ['unknown model "unett"', 'Did you mean "unet"?']),
         ("tiny.py", "model.name=deeplabv3", ["deeplabv3", '"padding"']),
         ("atrous.py", "model.backbone.name=resnet19", ['"resnet19"', "resnet18"]),
-        ("tiny.py", "model.norm.kind=group", ['"group"', "batch"]),
+        ("tiny.py", "model.norm.kind=layer", ['"layer"', "batch"]),
         ("tiny.py", "model.num_classes=5", ["is 5", "shapes has 8 classes", "disk"]),
         ("tiny.py", "loss.pixel.class_weights=(1.0,2.0)", ["2 class_weights", "8 classes"]),
         ("tiny.py", "train.batch=6", ["train.batch is 6", "divisible by 8"]),
