@@ -1,5 +1,7 @@
 """What all tests share: eight CPU devices, a compilation cache, data sets, and one small run."""
 
+import ctypes
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -48,6 +50,9 @@ def _forget() -> Iterator[None]:
     """Compiled functions of one file are of no use to the next, and hold gigabytes in the end."""
     yield
     jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # else glibc keeps what was freed
 
 
 @pytest.fixture(autouse=True)
