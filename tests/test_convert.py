@@ -168,7 +168,10 @@ def test_timms_backbones_keep_their_strides_norms_and_input(arch):
     models.build(config)
 
 
-@pytest.mark.parametrize("arch", SOURCES["torchvision"].ARCHS)
+SEGMENTERS = [a for a in SOURCES["torchvision"].ARCHS if a not in SOURCES["torchvision"].DETECTORS]
+
+
+@pytest.mark.parametrize("arch", SEGMENTERS)
 def test_a_network_of_torchvision_without_its_auxiliary_head_builds(arch):
     """aux_loss=False: no rule of the optimizer may ask for the head's parameters."""
     config = network(SOURCES["torchvision"], arch, {"classifier.4.weight": np.ones((21, 1))}, 0, "")
