@@ -26,7 +26,7 @@ def test_pspnet_of_mmsegmentation_is_its_annotated_configuration_number_by_numbe
         **{"output_stride": 8, "strides": "pytorch"},  # strides (1,2,1,1), dilations (1,1,2,4)
         **{"contract": True, "multi_grid": (1, 1, 1), "absolute_grid": False},
         **{"hybrid": (), "second_rate": False, "ceil_mode": False},
-        "norm": {"kind": "batch", "momentum": 0.9, "epsilon": 1e-5, "frozen": False},
+        "norm": {"kind": "batch", "momentum": 0.9, "epsilon": 1e-5, "frozen": False, "groups": 32},
     }
     # PSPHead: in_index=3, channels=512, pool_scales=(1, 2, 3, 6), dropout_ratio=0.1
     assert (model.source, model.features, model.bins) == ("c5", 512, (1, 2, 3, 6))
