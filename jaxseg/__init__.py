@@ -13,7 +13,9 @@ __version__ = "0.1.0"
 
 def load(workdir: Any) -> Any:
     """The trained run in `workdir`, as a function of an image: `load(workdir)(image).label`."""
-    from jaxseg.predict import load as load_predictor  # brings jax; importing jaxseg stays light
+    from jaxseg.verbs.predict import (
+        load as load_predictor,  # brings jax; importing jaxseg stays light
+    )
 
     return load_predictor(workdir)
 

@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 
 from jaxseg import checkpoint as checkpoints
-from jaxseg.convert import ORIGIN, SOURCES, convert, digest
 from jaxseg.errors import InputError, unknown
-from jaxseg.predict import Predictor
+from jaxseg.verbs.convert import ORIGIN, SOURCES, convert, digest
+from jaxseg.verbs.predict import Predictor
 
 
 def list() -> list[str]:

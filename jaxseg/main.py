@@ -262,13 +262,13 @@ def run(argv: Sequence[str]) -> int:
                 line.start()
             return train(args, config) if verb == "train" else evaluate(args, overrides)
     if verb == "predict":
-        from jaxseg.predict import Formats
+        from jaxseg.verbs.predict import Formats
 
         part = parse_part(args.part)
         if learns(load_config(args.workdir)):
-            from jaxseg.predict import predict
+            from jaxseg.verbs.predict import predict
         else:
-            from jaxseg.regions import predict
+            from jaxseg.verbs.regions import predict
 
         formats = Formats(args.save_logits, args.save_probabilities, args.save_alpha)
         labelled = partial(
@@ -276,7 +276,7 @@ def run(argv: Sequence[str]) -> int:
         )
         return submitting(args, args.output, lambda: labelled(overrides))
     if verb == "check":
-        from jaxseg.check import check
+        from jaxseg.verbs.check import check
 
         if (args.config is None) == (args.data is None):
             raise InputError("check needs --config FILE or --data NAME_OR_FOLDER, one of them")
@@ -287,7 +287,7 @@ def run(argv: Sequence[str]) -> int:
         return check(data.dataset, splits, data.root, data.channels, args.json)
 
     if verb == "pack":
-        from jaxseg.pack import pack
+        from jaxseg.verbs.pack import pack
 
         return pack(
             args.dataset,
@@ -299,22 +299,22 @@ def run(argv: Sequence[str]) -> int:
             instances=args.instances,
         )
     if verb == "browse":
-        from jaxseg.browse import browse
+        from jaxseg.verbs.browse import browse
 
         return browse(resolve(args.config, overrides), args.output, args.count)
     if verb == "convert":
-        from jaxseg.convert import convert
+        from jaxseg.verbs.convert import convert
 
         names = (args.source, args.arch, args.checkpoint, args.workdir)
         return convert(*names, args.num_classes, args.dataset)
 
     if verb == "benchmark":
-        from jaxseg.benchmark import benchmark
+        from jaxseg.verbs.benchmark import benchmark
 
         config, size = resolve(args.config, overrides), parse_size(args.size)
         return benchmark(config, args.mode, size, args.batch, args.json)
 
-    from jaxseg.describe import describe
+    from jaxseg.verbs.describe import describe
 
     if (args.config is None) == (args.workdir is None):
         raise InputError("describe needs --config FILE or --workdir DIR, one of them")
@@ -330,7 +330,7 @@ def train(args: argparse.Namespace, config: Any) -> int:
     if learns(config):
         from jaxseg.train import train
     else:
-        from jaxseg.regions import train
+        from jaxseg.verbs.regions import train
 
     return train(config, args.workdir, args.dry_run)
 
@@ -346,7 +346,7 @@ def evaluate(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
         if learns(load_config(args.workdir)):
             from jaxseg.train import score
         else:
-            from jaxseg.regions import score
+            from jaxseg.verbs.regions import score
 
         split = args.split or load_config(args.workdir).data.eval_split
         if args.submission and not args.save_predictions:

@@ -27,8 +27,8 @@ from bench_crf import make_input  # noqa: E402
 from bench_peers import alternate, check_parameters, configured, ours, theirs  # noqa: E402
 from torch_networks import PAIRS  # noqa: E402
 
-from jaxseg import benchmark  # noqa: E402
 from jaxseg.ops.crf import PARAMETERS, mean_field  # noqa: E402
+from jaxseg.verbs import benchmark  # noqa: E402
 
 NETWORKS = (
     *("fcn_r101", "deeplabv3_r101", "deeplabv3plus_r50", "deeplabv3plus_r101"),

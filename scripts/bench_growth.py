@@ -26,8 +26,8 @@ FIXED = {"side": 256, "batch": 1, "classes": 21, "devices": 1}
 
 def measure(side: int, batch: int, classes: int, devices: int) -> dict:
     """ms and peak_bytes of a device, in this process, which must have so many devices."""
-    from jaxseg import benchmark
     from jaxseg.experiment import resolve
+    from jaxseg.verbs import benchmark
 
     given = {"model.num_classes": classes, "mesh.data": devices}
     argument = "experiments/deeplabv3plus.py:recipe=smp,backbone=mobilenetv2"

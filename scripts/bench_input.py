@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxseg.check import inspect
 from jaxseg.config import default
 from jaxseg.data import catalog, pipeline, pixels, tables, transforms
 from jaxseg.data.colours import Classes, voc_palette
+from jaxseg.verbs.check import inspect
 
 SIZE, CROP, SCALE, BATCH, COUNT = (360, 480), (320, 320), (0.5, 2.0), 8, 64
 

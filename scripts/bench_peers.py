@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch_networks import PAIRS, Pair
 
-from jaxseg import benchmark, models, sharding
+from jaxseg import models, sharding
 from jaxseg.experiment import resolve
 from jaxseg.ops import metrics
+from jaxseg.verbs import benchmark
 
 CLASSES = 21
 

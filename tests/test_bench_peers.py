@@ -48,7 +48,7 @@ def test_as_many_multiplications(bench, name):
     """torch's own count, of convolutions and products, is ours but for the pools' 1x1 maps."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from jaxseg.benchmark import forward_flops
+    from jaxseg.verbs.benchmark import forward_flops
 
     pair = bench.PAIRS[name]
     config = bench.configured(pair, 64 if name != "unet" else 192, 1, "infer", "float32")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg.check import inspect
 from jaxseg.data import catalog
 from jaxseg.data.labelme import draw, read_shapes
 from jaxseg.errors import InputError
+from jaxseg.verbs.check import inspect
 
 SIZE = (40, 50)
 

@@ -15,7 +15,7 @@ from jaxseg import main
 from jaxseg.config import default
 from jaxseg.data import catalog, pipeline, records
 from jaxseg.errors import InputError
-from jaxseg.pack import pack
+from jaxseg.verbs.pack import pack
 
 
 def _jpeg(image: np.ndarray, **options) -> bytes:
@@ -150,7 +150,7 @@ class _Numbers:
 
 
 def pack_sources(folder: Path, name: str, sources: dict) -> None:
-    from jaxseg.pack import Packed
+    from jaxseg.verbs.pack import Packed
 
     Packed(name, sources, folder).download_and_prepare()
 

@@ -12,11 +12,11 @@ from jaxseg import backbones, models, sharding
 from jaxseg import config as configs
 from jaxseg.data import catalog
 from jaxseg.data.sources import Shapes
-from jaxseg.describe import network_facts
 from jaxseg.experiment import resolve
 from jaxseg.macs import count_macs
 from jaxseg.optim import make_optimizer, path_of
 from jaxseg.train import build, check_sizes, init_state
+from jaxseg.verbs.describe import network_facts
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 ARGUMENTS = {
@@ -59,7 +59,7 @@ ARGUMENTS = {
     ],
     "upsnet": ["", "dataset=cityscapes_panoptic", "dataset=shapes,variant=small"],
 }
-WITHOUT_PARAMETERS = models.WITHOUT_PARAMETERS  # test_regions.py runs them
+WITHOUT_PARAMETERS = models.WITHOUT_PARAMETERS  # test_verbs_regions.py runs them
 CASES = [
     pytest.param(name, arguments, marks=[pytest.mark.slow] if "recipe=" in arguments else [])
     for name, all_ in ARGUMENTS.items()

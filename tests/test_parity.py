@@ -15,9 +15,9 @@ import pytest
 
 from jaxseg import backbones, models
 from jaxseg.backbones.layers import Norm
-from jaxseg.convert import SOURCES, network
 from jaxseg.optim import path_of
 from jaxseg.pretrained import flat
+from jaxseg.verbs.convert import SOURCES, network
 from jaxseg.weights import imagenet
 from jaxseg.weights.names import fit
 

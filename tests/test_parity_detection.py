@@ -15,11 +15,11 @@ import pytest
 
 from jaxseg import backbones, hub, models
 from jaxseg.backbones.layers import Norm
-from jaxseg.convert import network
 from jaxseg.models import maskrcnn
 from jaxseg.ops.roi import level_of, roi_align
 from jaxseg.optim import path_of
 from jaxseg.pretrained import flat
+from jaxseg.verbs.convert import network
 from jaxseg.weights import torchvision
 from jaxseg.weights.names import fit
 

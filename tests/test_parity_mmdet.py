@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from jaxseg import models
-from jaxseg.convert import SOURCES, network
 from jaxseg.optim import path_of
 from jaxseg.pretrained import flat
+from jaxseg.verbs.convert import SOURCES, network
 from jaxseg.weights.names import fit
 
 HERE = Path(__file__).parent

@@ -11,11 +11,11 @@ from PIL import Image
 from test_parity import STORED, full_size, live, parity
 
 from jaxseg import hub, models, sharding
-from jaxseg.convert import SOURCES, convert, network
 from jaxseg.errors import InputError
 from jaxseg.main import run
-from jaxseg.predict import Predictor
 from jaxseg.train import build
+from jaxseg.verbs.convert import SOURCES, convert, network
+from jaxseg.verbs.predict import Predictor
 
 ARCH = "Unet/resnet18"
 

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 import jaxseg
-from jaxseg import predict as verb
 from jaxseg.data import rle
 from jaxseg.data.catalog import write_classes
 from jaxseg.data.colours import read_note
 from jaxseg.errors import InputError
-from jaxseg.predict import Formats, predict
 from jaxseg.sharding import make_mesh
+from jaxseg.verbs import predict as verb
+from jaxseg.verbs.predict import Formats, predict
 
 NAMES = ["scene0", "scene1", "scene2", "scene3"]
 

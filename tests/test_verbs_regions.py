@@ -13,7 +13,7 @@ from jaxseg import main
 from jaxseg.data.colours import IGNORE, read_note, voc_palette
 from jaxseg.data.sources import Shapes
 from jaxseg.errors import InputError
-from jaxseg.regions import CEILING, Ceiling, majority, overlay, save_regions
+from jaxseg.verbs.regions import CEILING, Ceiling, majority, overlay, save_regions
 
 pytest.importorskip("skimage", reason="needs scikit-image, the extra classical")
 EXPERIMENT = Path(__file__).parents[1] / "experiments" / "classical.py"

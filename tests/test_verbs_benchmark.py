@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from jaxseg import benchmark, main
-from jaxseg.describe import network_facts
+from jaxseg import main
 from jaxseg.errors import InputError
+from jaxseg.verbs import benchmark
+from jaxseg.verbs.describe import network_facts
 
 
 @pytest.fixture

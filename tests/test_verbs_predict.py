@@ -16,7 +16,7 @@ import jaxseg
 from jaxseg.data.colours import colourise, read_note
 from jaxseg.data.sources import Shapes
 from jaxseg.errors import InputError
-from jaxseg.predict import PLAIN, Formats, Predictor, collect, predict
+from jaxseg.verbs.predict import PLAIN, Formats, Predictor, collect, predict
 
 ARRAYS = Formats(logits=True)
 SIZES = [(17, 23), (32, 32), (1, 1), (40, 5)]
@@ -304,7 +304,7 @@ def test_nothing_half_written_is_left_where_writing_fails(tiny_run, tmp_path, mo
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("jaxseg.predict.colours.save_label", fail)
+    monkeypatch.setattr("jaxseg.verbs.predict.colours.save_label", fail)
     with pytest.raises(OSError, match="disk full"):
         predict(tiny_run, [_save(tmp_path / "a.png")], tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_overlay.png"]
@@ -379,7 +379,7 @@ def test_an_interrupted_prediction_leaves_no_label_over_files_of_others(
     image, out = _save(tmp_path / "a.png"), tmp_path / "out"
     predict(tiny_run, [image], out, ARRAYS)
     with monkeypatch.context() as patch:
-        patch.setattr("jaxseg.predict.colours.save_label", lambda *_: 1 / 0)
+        patch.setattr("jaxseg.verbs.predict.colours.save_label", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             predict(tiny_run, [image], out, ARRAYS, **FLIP)
     predict(tiny_run, [image], out, ARRAYS)
@@ -402,7 +402,7 @@ def test_an_answer_that_is_not_finite_is_refused_with_the_image(tiny_run, tmp_pa
             super().__init__(*args)
             self.variables["params"]["classifier"]["bias"] *= jnp.nan
 
-    monkeypatch.setattr("jaxseg.predict.Predictor", Broken)
+    monkeypatch.setattr("jaxseg.verbs.predict.Predictor", Broken)
     with pytest.raises(InputError, match=r"answer to .*/a\.png is not finite \(NaN"):
         predict(tiny_run, [_save(tmp_path / "a.png")], tmp_path / "out")
 
@@ -423,7 +423,7 @@ def test_an_image_smaller_than_a_window_is_named_before_any_is_labelled(
 def test_a_file_whose_pixels_are_not_as_many_as_its_header_says_is_named(
     tiny_run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("jaxseg.predict.files.image_size", lambda path: (23, 17))
+    monkeypatch.setattr("jaxseg.verbs.predict.files.image_size", lambda path: (23, 17))
     message = r"a\.png has \(17, 23\) pixels \(height, width\), but its header says \(23, 17\)"
     with pytest.raises(InputError, match=message):
         predict(tiny_run, [_save(tmp_path / "a.png")], tmp_path / "out")

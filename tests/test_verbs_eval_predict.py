@@ -17,8 +17,8 @@ import jaxseg
 from jaxseg.errors import InputError
 from jaxseg.main import run
 from jaxseg.ops import crf
-from jaxseg.predict import Predictor, predict
 from jaxseg.train import train
+from jaxseg.verbs.predict import Predictor, predict
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_four_channels_of_8_and_16_bits_go_through_both_verbs(tmp_path, write_fo
 LARGE = """
 import re, sys
 from pathlib import Path
-from jaxseg.predict import predict
+from jaxseg.verbs.predict import predict
 run, image, output = map(Path, sys.argv[1:])
 asked = [("eval.mode", "slide"), ("eval.crop", "(512, 512)"), ("eval.stride", "(512, 512)")]
 asked += [("eval.batch", "2")]  # windows at a time, whose features the network holds

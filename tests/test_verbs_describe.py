@@ -7,8 +7,8 @@ import pytest
 from conftest import tiny_config
 
 from jaxseg import main, models
-from jaxseg.describe import device_facts, network_facts
 from jaxseg.errors import InputError
+from jaxseg.verbs.describe import device_facts, network_facts
 
 
 def _facts(budget=0, **changes):

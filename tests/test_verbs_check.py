@@ -14,11 +14,11 @@ from PIL import Image
 from test_data_files import _tiff as write_tiff
 
 from jaxseg import main
-from jaxseg.check import inspect, median_frequency
 from jaxseg.data import catalog
 from jaxseg.data.colours import Classes, save_label, voc_palette
 from jaxseg.data.files import shown
 from jaxseg.errors import InputError
+from jaxseg.verbs.check import inspect, median_frequency
 
 NAMES = ("sky", "road", "car")
 SIZE = (20, 24)

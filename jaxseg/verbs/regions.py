@@ -25,8 +25,8 @@ from jaxseg.data.colours import IGNORE, Classes, voc_palette
 from jaxseg.errors import InputError
 from jaxseg.evaluate import evaluate, image_name, labels_given, make_eval_step, open_source
 from jaxseg.log import say
-from jaxseg.predict import PLAIN, Formats, Progress, check_outputs, collect, standing
 from jaxseg.report import report, table
+from jaxseg.verbs.predict import PLAIN, Formats, Progress, check_outputs, collect, standing
 from jaxseg.workdir import load_config, prepare
 
 CEILING = "ceiling: each region has the majority class of the truth"
