@@ -32,7 +32,7 @@ from jaxseg.log import say
 # A resumed run may change how it looks at itself and where it runs, not what it computes.
 FREE = ("data.root", "data.threads", "data.workers", "eval.", "mesh.", "train.log_every")
 FREE += ("data.on_bad_example", "train.eval_every", "train.checkpoint_every", "train.keep")
-FREE += ("train.watchdog",)
+FREE += ("train.watchdog", "train.remat")
 SHOWN = 8  # differing keys that a message lists
 
 
