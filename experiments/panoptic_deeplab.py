@@ -110,7 +110,7 @@ def small(config, output_stride):
     config.model.update(top_k=200 if nuclei else 32, detections=100 if nuclei else 32)
     config.loss.update(sigma=3.0, small_area=64, offset_weight=0.1, centre_weight=100.0)
     config.loss.pixel = {"name": "cross_entropy"}
-    adam(config, 2e-3, 2_000, 8)
+    adam(config, 2e-3, 2_000 if nuclei else 1_400, 8)
     config.optim.warmup = 100
     config.optim.clip = 5.0
     config.train.log_every = 50

@@ -94,7 +94,7 @@ def small(config):
     config.optim.lr = 1e-3
     config.optim.warmup = 100
     config.optim.clip = 5.0
-    config.train.steps = 2_000
+    config.train.steps = 2_000 if nuclei else 1_400
     config.train.batch = 8
     config.train.log_every = 50
     config.train.eval_every = 0

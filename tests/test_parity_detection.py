@@ -139,3 +139,5 @@ def test_a_checkpoint_converts_and_its_run_predicts(tmp_path):
     predictor = hub.load(f"torchvision/{arch}", tmp_path / "weights.npz", tmp_path / "run")
     assert len(predictor.classes) == predictor.config.model.num_classes == 81
     assert len(predictor.config.model.things) == 90
+    result = predictor(np.zeros((70, 90, 3), np.uint8))
+    assert result.instances["masks"].shape[1:] == (70, 90)

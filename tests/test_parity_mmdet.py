@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg import models
+from jaxseg import hub, models
 from jaxseg.optim import path_of
 from jaxseg.pretrained import flat
 from jaxseg.verbs.convert import SOURCES, network
@@ -111,3 +111,12 @@ def test_the_network_gives_mmdets_maps_losses_and_objects_live(arch):
     net = parity.network(arch)
     assert shapes_of(arch) == {k: list(v) for k, v in parity.shapes_of(net).items()}
     compare(ours(arch), parity.outputs(net))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_converts_and_its_run_predicts(tmp_path):
+    state = parity.random_weights(QUICK, shapes_of(QUICK))
+    np.savez(tmp_path / "weights.npz", **state)
+    predictor = hub.load(f"mmdet/{QUICK}", tmp_path / "weights.npz", tmp_path / "run")
+    result = predictor(np.zeros((70, 90, 3), np.uint8))
+    assert result.instances["masks"].shape[1:] == (70, 90)
