@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from PIL import Image
-from test_predict import _read, _save
+from test_verbs_predict import _read, _save
 
 import jaxseg
 from jaxseg.errors import InputError
