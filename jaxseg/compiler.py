@@ -9,18 +9,25 @@ import jax
 # Convolutions go to Eigen, which uses all cores. In XLA's YNN fusions, the default of jax 0.10,
 # they run on one (measured: 170 against 100 GFLOP/s on two cores).
 ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# What runs once is not worth LLVM's best (measured: the first weights of a ResNet-50 segmenter
+# compile in 28 instead of 80 s, and are drawn in the same 2 s).
+ONCE = {"xla_backend_optimization_level": 1}
 
 
 @cache
-def options() -> dict[str, str]:
-    """`compiler_options` for `jax.jit` and `Lowered.compile`; {} where XLA does not know them."""
+def options(once: bool = False) -> dict[str, str | int]:
+    """`compiler_options` for `jax.jit` and `Lowered.compile`; {} where XLA does not know them.
+
+    once: of a function that runs once.
+    """
     if jax.default_backend() != "cpu":
         return {}
+    asked = ON_CPU | ONCE if once else ON_CPU
     try:
-        jax.jit(lambda x: x, compiler_options=ON_CPU).lower(0.0).compile()
+        jax.jit(lambda x: x, compiler_options=asked).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:  # another version's
         return {}
-    return ON_CPU
+    return asked
 
 
 def use_cache() -> Path | None:

@@ -173,7 +173,8 @@ def build(config: ConfigDict, mesh: Mesh) -> tuple[TrainState, Callable, Callabl
     )
     step = partial(train_step, config=config, model=model, loss=loss, tx=tx)
     step = sharding.traced_on(mesh, step)
-    return target, jax.jit(init, out_shardings=shardings), step
+    init = jax.jit(init, out_shardings=shardings, compiler_options=options(once=True))
+    return target, init, step
 
 
 def check_sizes(config: ConfigDict, mesh: Mesh) -> None:

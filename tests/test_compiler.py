@@ -20,8 +20,11 @@ def test_unknown_options_are_left_out(fresh, monkeypatch):
     assert compiler.options() == {}
 
 
-def test_options_compile(fresh):
-    assert float(jax.jit(lambda x: x + 1, compiler_options=compiler.options())(1.0)) == 2
+@pytest.mark.parametrize("once", [False, True])
+def test_options_compile(fresh, once):
+    options = compiler.options(once)
+    assert once == ("xla_backend_optimization_level" in options)
+    assert float(jax.jit(lambda x: x + 1, compiler_options=options)(1.0)) == 2
 
 
 def test_the_cache_is_the_users(fresh, monkeypatch, tmp_path):

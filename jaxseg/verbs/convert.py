@@ -3,9 +3,12 @@
 import hashlib
 import json
 import re
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -60,7 +63,9 @@ def convert(
     if fresh:
         say(f"re-initialised, to be trained: {', '.join(fresh)}")
 
-    new = init()
+    # Where the file has all weights none is drawn, and an optimizer begins with zeros.
+    blank = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), target)
+    new = init() if fresh else blank()
     new = new.holding(filled({"params": new.params, "batch_stats": new.batch_stats}, arrays))
     prepare(config, workdir, classes(config))
     origin = {"source": source, "arch": arch, "sha256": digest(path)}
