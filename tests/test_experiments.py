@@ -230,7 +230,8 @@ def test_an_experiment_learns_in_its_first_20_steps(name, arguments):
     target, _, step = build(config, sharding.make_mesh(config.mesh))
     model, _, _ = models.build(config)
     tx = make_optimizer(config.optim, config.train.steps, target.params)
-    state, step, losses = init_state(config, model, tx), jax.jit(step), []  # on one device
+    state = jax.jit(partial(init_state, config, model, tx))()  # on one device
+    step, losses = jax.jit(step), []
     scenes = [Shapes("train", 3)[k] for k in range(2)]
     rows = slice(0, config.data.crop[0])
     batch = {
