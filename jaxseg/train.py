@@ -193,18 +193,22 @@ def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
         raise InputError(f"data.crop has {rows} rows: must be divisible by mesh.space, {space}")
 
 
-def compile_step(step: Callable, state: TrainState, batch: dict, mesh: Mesh) -> Callable:
-    """The compiled train_step(state, batch); reuses the state's memory. Says how long it took."""
+def jit_step(step: Callable, state: TrainState, batch: dict, mesh: Mesh) -> Callable:
+    """The jitted train_step(state, batch); reuses the state's memory."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    jitted = jax.jit(
+    return jax.jit(
         step,
         in_shardings=(shardings, sharding.batch_sharding(batch, mesh)),
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def compile_step(step: Callable, state: TrainState, batch: dict, mesh: Mesh) -> Callable:
+    """The compiled train_step(state, batch). Says how long it took."""
     say("compiling ...", end=" ")
     begin = time.perf_counter()
-    compiled = jitted.lower(state, batch).compile(options())
+    compiled = jit_step(step, state, batch, mesh).lower(state, batch).compile(options())
     kept = jax.config.jax_compilation_cache_dir
     say(f"{time.perf_counter() - begin:.0f} s, once" + (f"; kept in {kept}" if kept else ""))
     return compiled

@@ -19,7 +19,7 @@ from jaxseg.errors import InputError, unknown
 from jaxseg.inference import cast
 from jaxseg.macs import count_macs
 from jaxseg.ops.image import normalise
-from jaxseg.train import build, check_sizes
+from jaxseg.train import build, check_sizes, jit_step
 
 MODES = ("train", "infer")
 SECONDS, LEAST, MOST = 10.0, 5, 100  # of the measurement: time, or repetitions where they bind
@@ -149,14 +149,7 @@ def training(config: ConfigDict, mesh: Mesh, host: dict[str, np.ndarray]) -> Wor
     config.data.augment_on = "host"  # the batch is augmented already
     _, init, step = build(config, mesh)
     state, batch = init(), sharding.put_batch(host, mesh)
-    places = jax.tree.map(lambda x: x.sharding, state)
-    jitted = jax.jit(
-        step,
-        in_shardings=(places, sharding.batch_sharding(batch, mesh)),
-        out_shardings=(places, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
-    program, work = compiled(jitted, state, batch)
+    program, work = compiled(jit_step(step, state, batch, mesh), state, batch)
 
     def run() -> jax.Array:
         nonlocal state
