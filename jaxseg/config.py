@@ -106,7 +106,9 @@ def default() -> ConfigDict:
     train.remat = "none"  # or "blocks": keep blocks' inputs alone; a third more work, less memory
     train.seed = 0
     train.compute_dtype = "float32"  # or "bfloat16"; parameters, norms' statistics, losses stay f32
-    train.ema = 0.0  # decay of the parameters' moving average, used to evaluate; 0 = none
+    # Decay of the parameters' moving average, used to evaluate; 0 = none. Step n takes at most
+    # (1 + n) / (10 + n), so that the first weights are soon forgotten.
+    train.ema = 0.0
     train.log_every = 50  # steps
     train.eval_every = 5_000  # steps; 0 = at the end only
     train.checkpoint_every = 1_000  # steps; 0 = at the end only

@@ -132,9 +132,10 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state, ema={})
-    if config.train.ema:
-        averaged = optax.incremental_update(new.variables(), state.ema, 1 - config.train.ema)
-        new = new.replace(ema=averaged)
+    taken = state.step - state.skipped
+    if config.train.ema:  # a young average forgets sooner, else it would hold its first weights
+        decay = jnp.minimum(config.train.ema, (1 + taken) / (10 + taken))
+        new = new.replace(ema=optax.incremental_update(new.variables(), state.ema, 1 - decay))
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(logs["loss"]) & jnp.isfinite(norm)
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
@@ -143,7 +144,7 @@ def train_step(
         kept = jax.tree.map(lambda a, b: jnp.where(stop, a, b), state, kept)
         logs = {**logs, "stop": stop}
     # The optimizer's own schedule counts the steps that it took.
-    lr = schedule(config.optim, config.train.steps)(state.step - state.skipped)
+    lr = schedule(config.optim, config.train.steps)(taken)
     return kept, {**logs, "lr": lr, "grad_norm": norm, "skipped": kept.skipped}
 
 

@@ -194,16 +194,20 @@ def test_an_all_ignored_batch_gives_no_loss_and_no_nan():
 
 
 def test_ema_is_the_moving_average_and_is_what_evaluation_uses():
-    config = small_config(train__ema=0.75)
+    config = small_config(train__ema=0.15)
     mesh = sharding.make_mesh(config.mesh)
     _, init, step = build(config, mesh)
-    before = init()
-    after, _ = jax.jit(step)(before, sharding.put_batch(random_batch(config), mesh))
-    current = [{"params": s.params, "batch_stats": s.batch_stats} for s in (before, after)]
-    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, *current)
-    for x, y in zip(jax.tree.leaves(after.ema), jax.tree.leaves(expected), strict=True):
+    step = jax.jit(step)
+    states = [init()]
+    for seed in range(3):
+        states.append(step(states[-1], sharding.put_batch(random_batch(config, seed), mesh))[0])
+    current = [{"params": s.params, "batch_stats": s.batch_stats} for s in states]
+    expected = current[0]
+    for decay, new in zip((1 / 10, 0.15, 0.15), current[1:], strict=True):  # 2 / 11 is more
+        expected = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * b, expected, new)
+    for x, y in zip(jax.tree.leaves(states[-1].ema), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6)
-    assert after.variables() is after.ema
+    assert states[-1].variables() is states[-1].ema
 
 
 def metrics_of(workdir):
