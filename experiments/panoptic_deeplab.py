@@ -54,6 +54,8 @@ def get_config(
         config.model.semantic = (128, 64, 32)
         config.model.instance = (64, 32, 16)
     coco(config) if "coco" in dataset else cityscapes(config)
+    if name.startswith("xception"):  # the paper's
+        config.model.update(nms=7, top_k=200)
     return config
 
 
@@ -64,7 +66,7 @@ def cityscapes(config):
     config.data.scale = (0.5, 2.0)
     config.data.scale_step = 0.1
     adam(config, 2.5e-4, 60_000, 8)
-    config.model.stuff_area = 2048
+    config.model.update(nms=13, top_k=400, stuff_area=2048)
 
 
 def coco(config):
@@ -77,7 +79,7 @@ def coco(config):
     adam(config, 5e-4, 200_000, 64)
     config.optim.warmup = 2_000
     config.eval.resize = (641, 641)
-    config.model.stuff_area = 4096
+    config.model.update(nms=41, top_k=400, stuff_area=4096)
 
 
 def adam(config, rate, steps, batch):
@@ -108,7 +110,7 @@ def small(config, output_stride):
     config.model.update(levels=("c3", "c2", "c1"), semantic=(32, 24, 16), instance=(32, 24, 16))
     config.model.update(kernel=3, dropout=0.0, stuff_area=0, norm={"momentum": 0.9})
     config.model.update(top_k=200 if nuclei else 32, detections=100 if nuclei else 32)
-    config.loss.update(sigma=3.0, small_area=64, offset_weight=0.1, centre_weight=100.0)
+    config.loss.update(sigma=3.0, small_area=64, offset_weight=0.2, centre_weight=100.0)
     config.loss.pixel = {"name": "cross_entropy"}
     adam(config, 2e-3, 2_000 if nuclei else 1_400, 8)
     config.optim.warmup = 100

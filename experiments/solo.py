@@ -4,8 +4,9 @@
         --config.init.backbone=resnet50.pth
 
 COCO val2017, mask AP of the authors' code after 36 epochs: ResNet-50 35.8, ResNet-101 37.1;
-variant=decoupled 36.4 and 37.9; variant=decoupled_light, ResNet-50, 33.0. recipe=mmdet pads as
-MMDetection does, whose own figures are 35.9, 36.7 and 32.9. Not run.
+variant=decoupled 36.4 and 37.9; variant=decoupled_light, ResNet-50, 33.0. recipe=mmdet computes
+as MMDetection does, whose own figures are 35.9, 36.7 and 32.9, but for images that are padded to
+one of eval.buckets shapes. Not run.
 
 variant=small is for `shapes` and `nuclei` on two CPU cores, from scratch:
 

@@ -4,8 +4,9 @@
         --config.init.backbone=resnet50.pth
 
 COCO val2017, mask AP of the authors' code after 36 epochs: ResNet-50 37.5, ResNet-101 39.1;
-variant=light ResNet-18 29.6, ResNet-34 32.0, ResNet-50 33.7. recipe=mmdet pads as MMDetection does,
-whose ResNet-50 has 37.5 and light ResNet-18 29.7. Not run.
+variant=light ResNet-18 29.6, ResNet-34 32.0, ResNet-50 33.7. recipe=mmdet computes as MMDetection
+does, whose ResNet-50 has 37.5 and light ResNet-18 29.7, but for images that are padded to one of
+eval.buckets shapes. Not run.
 
 variant=small is for `shapes` and `nuclei` on two CPU cores, from scratch:
 

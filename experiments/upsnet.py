@@ -35,6 +35,7 @@ def get_config(
         return config
     config.data.objects = 100
     config.model.backbone.norm = {"kind": "frozen"}
+    config.model.proposals = {"after": (2000, 1000)}
     config.optim.lr = 0.02  # the authors' configurations, as all that follows
     config.optim.momentum = 0.9
     config.optim.weight_decay = 1e-4
@@ -89,7 +90,7 @@ def small(config):
         "after": (128, 96 if nuclei else 64),
     }
     config.model.detections = {"rois": 64, "candidates": 256, "count": 96 if nuclei else 24}
-    config.loss.update(semantic_weight=1.0, roi_weight=0.2, panoptic_weight=0.5)
+    config.loss.update(semantic_weight=1.0, roi_weight=0.2, panoptic_weight=0.5, box_beta=1 / 9)
     config.optim.name = "adamw"
     config.optim.lr = 1e-3
     config.optim.warmup = 100

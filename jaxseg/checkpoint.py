@@ -64,7 +64,8 @@ def save(to: ocp.CheckpointManager, step: int, state: Any, position: int | None 
     """
     digest = fingerprint(state)
     check_same(digest, step)
-    meta = {"fingerprint": digest, "position": step if position is None else position}
+    position = step if position is None else position
+    meta = {"fingerprint": digest, "position": position, "seal": seal(digest, position)}
     items = {"state": ocp.args.StandardSave(state), "meta": ocp.args.JsonSave(meta)}
     to.save(step, args=ocp.args.Composite(**items))
     return digest
@@ -181,6 +182,11 @@ class Saver:
             shutil.rmtree(left, ignore_errors=True)  # what it takes may be what the next one needs
 
 
+def seal(digest: str, position: int) -> str:
+    """Of what is saved beside the state, so that a flipped bit shows there too."""
+    return hashlib.sha256(f"{digest} {position}".encode()).hexdigest()[:16]
+
+
 def position(workdir: Path, step: int) -> int:
     """How many batches the run had drawn when it saved `step`."""
     try:
@@ -212,10 +218,12 @@ def restore(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # orbax warns of its own defaults
                 restored = source.restore(step, args=ocp.args.Composite(**args))
-            saved, digest = restored.meta["fingerprint"], fingerprint(restored.state)
-            if digest == saved:
+            meta, digest = restored.meta, fingerprint(restored.state)
+            sealed = meta["seal"] == seal(meta["fingerprint"], meta["position"])
+            if sealed and digest == meta["fingerprint"]:
                 return restored.state, step, digest
-            reason = f"its fingerprint is {digest}, saved was {saved}"
+            reason = f"its fingerprint is {digest}, saved was {meta['fingerprint']}"
+            reason = reason if sealed else "its fingerprint and position in the data were changed"
         except Exception as error:  # orbax raises many kinds for damaged files
             first = (str(error).splitlines() or [""])[0]
             reason = f"{type(error).__name__}: {first[:200]}"

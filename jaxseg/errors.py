@@ -1,6 +1,7 @@
 """What a user can mend: one exception, one sentence that says what, got, need, do."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -24,6 +25,33 @@ class RestartError(RuntimeError):
 
     The same command goes on from the last checkpoint. The command line exits with code 75.
     """
+
+
+OUTSIDE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EIO, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ESTALE),
+)  # of an OSError that is about the machine, and no defect
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device had too little memory, as XLA says it."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def translated(error: BaseException) -> BaseException:
+    """What the command line ends with: an InputError in place of what XLA or the system raised and
+    a user can mend."""
+    if isinstance(error, OSError) and error.errno in OUTSIDE:
+        where = f"{error.filename}: " if error.filename else ""
+        return InputError(f"{where}{error.strerror}. Mend that, or use another place")
+    if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and out_of_memory(error):
+        first = str(error).splitlines()[0]
+        return InputError(
+            f"out of memory: {first}. A training needs less with a smaller train.batch or "
+            "data.crop, with train.accumulate, train.remat=blocks or mesh.fsdp (`describe --budget "
+            "16G` estimates it); eval and predict with a smaller eval.batch or eval.mode=slide"
+        )
+    return error
 
 
 EXIT = {InputError: 2, RestartError: 75, FloatingPointError: 76, KeyboardInterrupt: 130}

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -204,7 +205,7 @@ class Saved:
     origin: indexed or grey, pixel value = class id.
     """
 
-    channels = 1
+    channels, dtype = 1, np.dtype(np.uint8)
 
     def __init__(self, folder: Path, source: Any):
         """Raises InputError where the first prediction is missing or of other classes."""

@@ -10,6 +10,7 @@ from jaxseg.data import pixels
 from jaxseg.data.colours import IGNORE, Classes
 from jaxseg.data.objects import bounds
 from jaxseg.data.scene import Scene, of_panoptic, painted
+from jaxseg.ops.panoptic_quality import STEP, VOID
 
 KINDS = ("semantic", "instances", "panoptic")
 
@@ -55,18 +56,27 @@ def packed(out: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def unpacked(kept: dict[str, Any], row: int, seen: tuple[int, int], size: tuple[int, int]) -> Found:
+def unpacked(
+    kept: dict[str, Any],
+    row: int,
+    seen: tuple[int, int],
+    size: tuple[int, int],
+    stuff_area: int = 0,
+) -> Found:
     """One image of a batch of `packed` answers, on the host.
 
     seen: how much of what the network saw is the image (height, width), the rest having been added;
     size: the image's own, to which that is resized. Empty slots are left out, and what was found
-    outside the image. Masks are resized bilinearly, ids to the nearest.
+    outside the image. Masks are resized bilinearly, ids to the nearest. Fewer pixels than
+    `stuff_area` of a panoptic map's stuff class, at the image's own size, are void.
     """
     factor = tuple(n / have for n, have in zip(size, seen, strict=True))
     maps = {
         key: kept[key][row, : seen[0], : seen[1]] for key in ("semantic", "panoptic") if key in kept
     }
     maps = {key: pixels.nearest(ids, (0, 0), factor, size) for key, ids in maps.items()}
+    if "panoptic" in maps:
+        maps["panoptic"] = without_small_stuff(maps["panoptic"], stuff_area)
     if "instances" not in kept:
         return Found(size, **maps)
     one = {key: np.asarray(value[row]) for key, value in kept["instances"].items()}
@@ -84,6 +94,13 @@ def unpacked(kept: dict[str, Any], row: int, seen: tuple[int, int], size: tuple[
     else:
         there = one["masks"].any((1, 2))
     return Found(size, instances={key: value[there] for key, value in one.items()}, **maps)
+
+
+def without_small_stuff(panoptic: np.ndarray, area: int) -> np.ndarray:
+    """A map [H,W] of class id * 1000 + number in which stuff, number 0, of fewer pixels is void."""
+    classes, number = np.divmod(panoptic, STEP)
+    small = np.bincount(classes[number == 0], minlength=VOID // STEP) < area
+    return np.where((number == 0) & small[classes], VOID, panoptic).astype(panoptic.dtype)
 
 
 def resized(mask: np.ndarray, factor: tuple[float, float], size: tuple[int, int]) -> np.ndarray:

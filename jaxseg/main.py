@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from jaxseg.errors import EXIT, InputError, exit_code, unknown
+from jaxseg.errors import EXIT, InputError, exit_code, translated, unknown
 
 
 class Verb(NamedTuple):
@@ -435,13 +435,16 @@ def parse_bytes(text: str | None) -> int:
 def main() -> None:
     """Runs the command line and exits with its code.
 
-    0: done. 1: a defect of jaxseg. 2: something to mend. 42: stopped by a signal, and saved.
-    75: stuck, or a peer or worker died: the same command goes on. 76: training diverges.
-    130: interrupted where there was nothing to save.
+    0: done. 1: a defect of jaxseg; `check` found errors. 2: something to mend. 42: stopped by a
+    signal, and saved. 75: stuck, or a peer or worker died: the same command goes on. 76: training
+    diverges. 130: interrupted where there was nothing to save.
     """
     try:
         code = run(sys.argv[1:])
-    except tuple(EXIT) as error:
+    except (*EXIT, Exception) as problem:
+        error = translated(problem)
+        if not isinstance(error, tuple(EXIT)):
+            raise
         text = f"error: {error}" if str(error) else "interrupted"
         print(text, file=sys.stderr)
         code = exit_code(error)

@@ -68,6 +68,7 @@ class Objects:
     def __init__(self, config: ConfigDict, classes: Classes):
         self.things, self.count = models.things(config), len(classes)
         self.resize, self.least = config.eval.resize, config.eval.confidence
+        self.stuff_area = config.model.get("stuff_area", 0)
         self.masks: dict[int, dict] = {}  # image -> class -> Match
         self.boxes: dict[int, dict] = {}
         self.segments = np.zeros((self.count, 4))
@@ -79,7 +80,8 @@ class Objects:
 
     def image(self, out: dict, row: int, size: tuple[int, int], truth: dict) -> tuple[Found, dict]:
         """(Found, scores) of one image; truth: its `label` and `instances`, see `data.sources`."""
-        found = unpacked(out["found"], row, fitted_size(size, self.resize), size)
+        seen = fitted_size(size, self.resize)
+        found = unpacked(out["found"], row, seen, size, self.stuff_area)
         return found, self.add(int(out["index"][row]), found, truth)
 
     def add(self, index: int, found: Found, truth: dict) -> dict[str, float | None]:

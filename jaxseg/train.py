@@ -22,7 +22,7 @@ from jaxseg.compiler import options
 from jaxseg.data import catalog, pipeline
 from jaxseg.data.feed import Feed
 from jaxseg.data.sources import SkipBad
-from jaxseg.errors import InputError, RestartError
+from jaxseg.errors import InputError, RestartError, out_of_memory
 from jaxseg.evaluate import evaluate, make_eval_step, open_source
 from jaxseg.guard import Guard
 from jaxseg.inference import cast, settings
@@ -236,7 +236,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
         except Stopped:
             return STOPPED
         except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1:
+            if jax.process_count() == 1 or out_of_memory(error):
                 raise
             raise RestartError(f"a peer is gone: {str(error).splitlines()[0]}") from error
     if isinstance(source, SkipBad) and source.bad:
@@ -459,9 +459,9 @@ def score(
         mesh,
         Saver(folder, step, source.classes, settings(config), config) if save else None,
     )
+    say(table(result.scores, source.classes))
     if jax.process_index() == 0:
         report(workdir, step, result, source, split)
-    say(table(result.scores, source.classes))
     say(
         f"step {step}, {len(source)} images of {split} (sizes: {result.sizes}, compilations: "
         f"{result.compilations}); details in {workdir / 'eval.json'}"

@@ -91,7 +91,7 @@ def config(says: str = "instances boxes", step: int = STEP, **asked):
 class Scenes:
     """Stuff with rectangles on it, some crowds, some void; `wrong` of the answers are off."""
 
-    classes, channels, instances = CLASSES, 3, True
+    classes, channels, instances, dtype = CLASSES, 3, True, np.dtype(np.uint8)
 
     def __init__(self, wrong: float = 0.0, step: int = STEP, most: int = 5):
         self.wrong, self.step, self.most = wrong, step, most

@@ -113,6 +113,15 @@ def test_a_saved_state_may_be_overwritten_at_once(tmp_path):
     _assert_identical(_restore(tmp_path)[0], _state(3))
 
 
+def test_a_position_that_was_changed_is_noticed(workdir, capsys):
+    path = workdir / "checkpoints/2/meta/metadata"
+    text = path.read_text()
+    assert '"position": 2' in text
+    path.write_text(text.replace('"position": 2', '"position": 6'))
+    assert _restore(workdir)[1] == 1
+    assert "position in the data were changed" in capsys.readouterr().err
+
+
 def test_keep_leaves_the_newest(tmp_path):
     _save(tmp_path, [1, 2, 3, 4, 5], keep=2)
     assert _steps(tmp_path) == [4, 5]

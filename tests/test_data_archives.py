@@ -1,6 +1,7 @@
 """Archives: what is in them arrives, what would escape or burst does not, and nothing is left."""
 
 import io
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxseg.data import archives, catalog
+from jaxseg.data.colours import save_label
 from jaxseg.errors import InputError
 
 MODES = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.bz2": "w:bz2", ".tar.xz": "w:xz"}
@@ -49,10 +51,28 @@ def test_it_is_unpacked_once(tmp_path, write_folder):
     archive = _packed(folder, tmp_path / "set.tar.gz")
     catalog.open_split(str(archive), "train")
     before = (tmp_path / "set/classes.json").stat().st_mtime_ns
-    archive.write_bytes(b"no archive any more")
     archive.touch()
     assert len(catalog.open_split(str(archive), "val")) == 1
     assert (tmp_path / "set/classes.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".zip", ".tar"])
+def test_a_folder_that_is_not_the_archives_is_not_taken_for_it(tmp_path, write_folder, suffix):
+    """Masks that were exported anew, and a folder that has nothing to do with the archive."""
+    folder = write_folder(tmp_path / "plain", size=(8, 9), train=1, val=1)
+    archive = _packed(folder, tmp_path / f"set{suffix}")
+    catalog.open_split(str(archive), "train")
+    label = catalog.read_classes(folder / "classes.json")
+    save_label(folder / "train/masks/00.png", np.ones((8, 9), np.uint8), label)
+    _packed(folder, archive)
+    with pytest.raises(InputError, match=r"set is not what set\..* holds now: remove that folder"):
+        catalog.open_split(str(archive), "train")
+    shutil.rmtree(tmp_path / "set")
+    assert (catalog.open_split(str(archive), "train")[0]["label"] == 1).all()
+    shutil.rmtree(tmp_path / "set")
+    shutil.copytree(folder, tmp_path / "set")
+    with pytest.raises(InputError, match="or name the folder instead of the archive"):
+        catalog.open_split(str(archive), "train")
 
 
 def _member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:

@@ -125,6 +125,28 @@ def test_own_annotations_have_their_own_classes(tmp_path):
         assert set(np.unique(source[0]["label"])) == {0, 2}
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["categories"][0].update(name="dog"), "category 9 is 'dog' in .* and 'cat' in"),
+        (lambda c: c["categories"].append({"id": 8, "name": "cow"}), "category 8 is 'cow' .* None"),
+        (lambda c: c["annotations"][0].update(category_id=5), "category 5 is None in .* and None"),
+    ],
+)
+def test_splits_with_other_categories_are_refused(tmp_path, change, message):
+    categories = [{"id": 9, "name": "cat"}, {"id": 4, "name": "dog"}]
+    folder = _write(tmp_path / "mine", [{"category_id": 9, "segmentation": SQUARE}], categories)
+    place = folder / "annotations/instances_val2017.json"
+    content = json.loads(place.read_text())
+    place.with_name("instances_train2017.json").write_text(json.dumps(content))
+    (folder / "train2017").mkdir()
+    assert len(catalog.open_split(f"coco_json:{folder}", "val", complete=False)) == 2
+    change(content)
+    place.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        catalog.open_split(f"coco_json:{folder}", "val", complete=False)
+
+
 def test_the_sample_of_instances(data_root):
     folder = _formats(data_root, "coco_instances")
     train, val, every = (

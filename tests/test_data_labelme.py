@@ -141,6 +141,17 @@ def test_a_folder_without_splits_is_divided(tmp_path):
         catalog.open_split(f"labelme:{tmp_path}", "test")
 
 
+def test_a_folder_with_splits_of_its_own_is_not_divided(tmp_path):
+    """Else a run without val/ would be scored on every fifth image that it was trained on."""
+    (tmp_path / "train").mkdir()
+    for k in range(5):
+        _write(tmp_path / "train", [], name=f"{k}")
+    (tmp_path / "train/labels.txt").rename(tmp_path / "labels.txt")
+    assert len(catalog.open_split(f"labelme:{tmp_path}", "train")) == 5
+    with pytest.raises(InputError, match=r"no split 'val' in .*: found \['train'\]"):
+        catalog.open_split(f"labelme:{tmp_path}", "val")
+
+
 def test_classes_json_does_for_labels_txt(tmp_path):
     _write(tmp_path, [_shape("point", [[9, 9]], "dog")])
     (tmp_path / "labels.txt").unlink()

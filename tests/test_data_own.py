@@ -167,6 +167,11 @@ def test_a_list_of_pairs(folder):
         catalog.open_split(f"list:{file}", "train")
     with pytest.raises(InputError, match="is no file"):
         catalog.open_split(f"list:{folder}", "train")
+    with pytest.raises(InputError, match=r"is a file: a list of images is named list:.*pairs\.csv"):
+        catalog.splits(str(file))
+    file.write_bytes("image,mask\nbäume.jpg,bäume.png\n".encode("cp1252"))
+    with pytest.raises(InputError, match=r"cannot read .*pairs\.csv.*in UTF-8"):
+        catalog.open_split(f"list:{file}", "train")
 
 
 def test_a_split_without_masks_is_there_but_cannot_be_scored(folder):
@@ -205,6 +210,9 @@ def test_soft_masks_are_shares_and_labels(tmp_path, dtype):
     np.testing.assert_allclose(example["alpha"], values / np.iinfo(dtype).max, atol=1e-6)
     np.testing.assert_array_equal(example["label"], example["alpha"] >= 0.5)
     assert example["label"].dtype == np.uint8 and source.size(0) == (6, 8)
+    Image.new("RGBA", (8, 6), (230, 230, 230, 0)).save(tmp_path / "train/alphas/a.png")
+    with pytest.raises(InputError, match="a picture of mode RGBA: a soft mask is grey"):
+        source[0]
     (tmp_path / "classes.json").write_text(json.dumps({"names": NAMES}))
     with pytest.raises(InputError, match="holds soft masks, and there are 3 classes: needs two"):
         catalog.open_split(str(tmp_path), "train")

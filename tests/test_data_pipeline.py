@@ -23,7 +23,7 @@ SIZES = [(12, 16), (20, 9), (12, 16), (12, 16), (7, 7), (20, 9), (12, 16)]
 class Numbers:
     """Example i is an image of value i, with label i in its top half; `bad` ones raise."""
 
-    channels, classes = 3, tuple("abcdefg")
+    channels, classes, dtype = 3, tuple("abcdefg"), np.dtype(np.uint8)
 
     def __init__(self, sizes: list[tuple[int, int]] = ((20, 24),) * 7, bad: int = -1):
         self.sizes, self.bad = sizes, bad
@@ -294,6 +294,14 @@ def _all(source: Numbers, **options) -> list[dict]:
     return list(pipeline.eval_batches(source, **options))
 
 
+def test_all_processes_evaluate_batches_of_one_type():
+    """Also the one that holds no image of the last batch."""
+    source = Numbers(SIZES[:1])
+    source.dtype = np.dtype(np.float32)
+    kinds = [_all(source, batch=2, process=(p, 2))[0]["image"].dtype for p in range(2)]
+    assert kinds == [np.float32] * 2
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
 def test_evaluation_sees_every_example_once_at_its_own_size(batch):
     source, seen = Numbers(SIZES), []
@@ -350,6 +358,8 @@ def test_an_image_is_extended_by_its_mirror_image_below_and_to_the_right():
 
 def test_images_of_more_than_eight_bits_keep_their_fractions():
     class Fine(Numbers):
+        dtype = np.dtype(np.float32)
+
         def __getitem__(self, index: int) -> dict:
             example = super().__getitem__(index)
             return {**example, "image": example["image"] + np.float32(0.25)}

@@ -118,6 +118,17 @@ def test_objects_come_back(few_scenes, tmp_path):
             np.testing.assert_array_equal(ours[i]["instances"][key], value)
 
 
+def test_more_objects_than_one_picture_holds_are_refused_when_they_are_packed(monkeypatch):
+    monkeypatch.setattr(records, "MAX_PIXELS", 2 * 35)
+    masks = np.random.default_rng(0).integers(0, 2, (17, 5, 7), np.uint8)
+    objects = {"masks": masks, "classes": np.ones(17, np.int32), "crowd": np.zeros(17, bool)}
+    with pytest.raises(InputError, match="17 objects of .5, 7. pixels .* too many"):
+        records.encode_objects(objects, (5, 7))
+    few = {key: value[:16] for key, value in objects.items()}
+    back = records.decode_objects(records.encode_objects(few, (5, 7)), (5, 7))
+    np.testing.assert_array_equal(back["masks"], masks[:16])
+
+
 def test_an_example_without_objects_has_none_when_it_comes_back():
     none = {
         "masks": np.zeros((0, 5, 7), np.uint8),

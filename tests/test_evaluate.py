@@ -33,7 +33,7 @@ class Noise:
     """Random images and labels of mixed sizes; class 3 is nowhere."""
 
     classes = Classes(("sky", "road", "car", "bird"), voc_palette(K))
-    channels = 3
+    channels, dtype = 3, np.dtype(np.uint8)
 
     def __init__(self, sizes: list[tuple[int, int]] = SIZES):
         self.sizes = sizes
@@ -252,6 +252,8 @@ def test_counts_beyond_int32_add_up():
 
 def test_logits_that_are_not_finite_are_refused_with_the_image(monkeypatch):
     class Broken(Noise):
+        dtype = np.dtype(np.float32)
+
         def __getitem__(self, index: int) -> dict:
             example = super().__getitem__(index)
             image = np.float32(example["image"])

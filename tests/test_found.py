@@ -32,6 +32,20 @@ def test_answers_are_packed_and_unpacked_without_loss():
     assert found.semantic.dtype == np.uint8 and found.panoptic is None
 
 
+def test_little_stuff_is_void_by_the_pixels_of_the_image_itself():
+    panoptic = np.full((1, 6, 8), 2000, np.int32)  # what was added looks like class 2
+    panoptic[0, :4, :4] = 1000
+    panoptic[0, 0, :2], panoptic[0, 1, 0] = 2000, 3007
+    kept = {"panoptic": panoptic}
+    have = unpacked(kept, 0, (4, 4), (4, 4), stuff_area=3).panoptic
+    want = panoptic[0, :4, :4].copy()
+    want[0, :2] = 255_000  # two pixels of the image; the object of one pixel stays
+    np.testing.assert_array_equal(have, want)
+    assert have.dtype == np.int32
+    large = unpacked(kept, 0, (4, 4), (8, 8), stuff_area=3).panoptic  # eight pixels
+    np.testing.assert_array_equal(large, panoptic[0, :4, :4].repeat(2, 0).repeat(2, 1))
+
+
 def test_what_lies_outside_the_image_is_left_out_and_boxes_are_clipped():
     masks = np.zeros((1, 3, 16, 16), bool)
     masks[0, 0, 2:6, 2:6] = masks[0, 1, 12:15, 3:5] = masks[0, 2, 4:12, 4:12] = True

@@ -255,7 +255,7 @@ def test_losses_of_anchors_against_loops():
     """More are asked for than there are: all count, but for those between the thresholds."""
     rng = np.random.default_rng(0)
     truth = scenes(1)
-    anchors = ops.grid_anchors((6, 8), 8, 14, (1.0,))
+    anchors = ops.grid_anchors((6, 8), (8, 8), 14, (1.0,))
     kind = np.array([1, 2, 1, 0])
     objectness, codes = rng.normal(size=48), rng.normal(size=(48, 4))
     run = jax.jit(partial(maskrcnn.anchor_losses, jnp.asarray(anchors), 96, 0.0))

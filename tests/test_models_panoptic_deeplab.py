@@ -92,7 +92,7 @@ def test_the_loss_against_loops():
             centre.append((outputs["centre"][b, y, x, 0] - max(bells)) ** 2)
         if mine:
             aim = np.argwhere(batch["masks"][b, mine[0]]).mean(0) - (y, x)
-            distance.append(np.abs(outputs["offset"][b, y, x] - aim).sum())
+            distance.append(np.abs(outputs["offset"][b, y, x] - aim).mean())
     hardest = sorted(semantic)[-int(0.2 * batch["label"].size) :]
     np.testing.assert_allclose(logs["semantic_loss"], np.mean(hardest), rtol=1e-5)
     np.testing.assert_allclose(logs["centre_loss"], np.mean(centre), rtol=1e-5)
@@ -113,7 +113,7 @@ def test_the_loss_without_objects_in_the_batch_says_what_to_set():
         paper.loss(random_outputs(), {"label": scene()["label"]}, **FIELDS)
 
 
-POST = {"nms": 7, "threshold": 0.1, "top_k": 6, "detections": 5, "stuff_area": 20}
+POST = {"nms": 7, "threshold": 0.1, "top_k": 6, "detections": 5}
 
 
 def perfect(batch, sharp=9.0):
@@ -143,14 +143,14 @@ def test_true_outputs_give_the_true_panoptic_map_and_objects():
     assert objects["masks"].shape == (2, 5, *SIZE)
 
 
-def test_small_stuff_and_things_without_a_centre_are_void():
+def test_things_without_a_centre_are_void():
     outputs = perfect(scene())
     outputs["centre"] = outputs["centre"].at[0].set(0)
-    options = {**POST, "stuff_area": 700}
-    found = paper.predict(outputs, jnp.zeros((2, *SIZE, 3)), **FIELDS, **options)
+    found = paper.predict(outputs, jnp.zeros((2, *SIZE, 3)), **FIELDS, **POST)
     panoptic, semantic = np.asarray(found["panoptic"]), np.asarray(found["semantic"])
-    assert (semantic[0] == 0).sum() < 700 and (panoptic[0] == 255_000).all()
-    assert (panoptic[1] == 255_000).all()  # both its classes are small
+    thing = np.isin(semantic, THINGS)
+    np.testing.assert_array_equal(panoptic, np.where(thing, 255_000, semantic * 1000))
+    assert thing[0].any() and not thing[1].any()
 
 
 def test_all_classes_may_be_things_and_slots_may_be_fewer_than_objects():

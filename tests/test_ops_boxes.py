@@ -74,10 +74,10 @@ def test_degenerate_boxes_have_finite_codes_and_large_codes_finite_boxes():
 @pytest.mark.parametrize("rounded", [False, True])
 def test_anchors_have_their_area_ratio_and_place(rounded):
     ratios = (0.5, 1.0, 2.0)
-    found = ops.grid_anchors((3, 2), 8, 32, ratios, rounded).reshape(3, 2, 3, 4)
+    found = ops.grid_anchors((3, 2), (8, 9), 32, ratios, rounded).reshape(3, 2, 3, 4)
     for y, x, k in np.ndindex(3, 2, 3):
         y0, x0, y1, x1 = found[y, x, k]
-        assert ((y0 + y1) / 2, (x0 + x1) / 2) == (8 * y, 8 * x)
+        assert ((y0 + y1) / 2, (x0 + x1) / 2) == (8 * y, 9 * x)
         if not rounded:
             np.testing.assert_allclose((y1 - y0) * (x1 - x0), 32**2, rtol=1e-5)
             np.testing.assert_allclose((y1 - y0) / (x1 - x0), ratios[k], rtol=1e-5)

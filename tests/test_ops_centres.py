@@ -100,14 +100,13 @@ def test_two_discs_are_told_apart_by_their_own_targets():
     assert len({(a, b) for a, b in zip(found.ravel(), truth.ravel(), strict=True)}) == 3
 
 
-def reference_merge(semantic, owner, classes, is_thing, stuff_area):
+def reference_merge(semantic, owner, classes, is_thing):
     out = np.full(semantic.shape, 255_000)
     for at in np.ndindex(semantic.shape):
         if owner[at] >= 0:
             out[at] = classes[owner[at]] * 1000 + owner[at] + 1
         elif not is_thing[semantic[at]]:
-            same = (semantic == semantic[at]) & (owner < 0)
-            out[at] = semantic[at] * 1000 if same.sum() >= stuff_area else 255_000
+            out[at] = semantic[at] * 1000
     return out
 
 
@@ -127,9 +126,8 @@ def test_votes_means_and_merging_against_loops(things):
         chosen = values[b][owner[b] == m].astype(np.float64)
         np.testing.assert_allclose(means[b, m], chosen.mean() if len(chosen) else 0, rtol=1e-5)
     classes = counts.argmax(-1).astype(np.int32)
-    for limit in (0, 190, 10_000):
-        have = centres.merge(semantic, owner, classes, jnp.asarray(is_thing), limit)
-        assert have.dtype == jnp.int32
-        for b in range(2):
-            want = reference_merge(semantic[b], owner[b], classes[b], is_thing, limit)
-            np.testing.assert_array_equal(have[b], want)
+    have = centres.merge(semantic, owner, classes, jnp.asarray(is_thing))
+    assert have.dtype == jnp.int32
+    for b in range(2):
+        want = reference_merge(semantic[b], owner[b], classes[b], is_thing)
+        np.testing.assert_array_equal(have[b], want)

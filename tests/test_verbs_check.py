@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -279,6 +280,17 @@ def test_good_data_are_counted(folder):
     np.testing.assert_allclose(train["mean"], images.mean(axis=(0, 1, 2)), atol=1e-3)
     np.testing.assert_allclose(train["std"], images.std(axis=(0, 1, 2)), atol=1e-3)
     assert train["sizes"] == {"least": [20, 24], "most": [20, 24]} and train["modes"] == {"RGB": 3}
+
+
+def test_maps_of_objects_are_read_too(folder):
+    masks = sorted((folder / "train/masks").iterdir())
+    (folder / "train/instances").mkdir()
+    for path in masks[1:]:
+        shutil.copy(path, folder / "train/instances" / path.name)
+    Image.new("L", (3, 4)).save(folder / "train/instances" / masks[1].name)
+    errors = inspect(str(folder), ["train"])["errors"]
+    assert len(errors) == 2
+    assert masks[0].name in errors[0] and "is (4, 3) and the mask of its classes" in errors[1]
 
 
 def test_an_image_in_two_splits_is_named(folder):

@@ -88,6 +88,15 @@ def test_what_does_not_fit_is_refused_with_the_reason(source, arch, message, che
     assert not (tmp_path / "run").exists()
 
 
+def test_a_network_of_one_sigmoid_is_refused(tmp_path):
+    state = weights()
+    for key in ("weight", "bias"):
+        state[f"segmentation_head.0.{key}"] = state[f"segmentation_head.0.{key}"][:1]
+    np.savez(tmp_path / "one.npz", **state)
+    with pytest.raises(InputError, match="has one class, a sigmoid.*--num_classes 2 makes a new"):
+        convert("smp", ARCH, tmp_path / "one.npz", tmp_path / "run")
+
+
 def test_a_workdir_with_a_run_is_not_overwritten(checkpoint, converted):
     with pytest.raises(InputError, match="another --workdir"):
         convert("smp", ARCH, checkpoint, converted)

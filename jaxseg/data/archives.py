@@ -3,6 +3,8 @@
 Files and folders are all that is unpacked: links and devices are refused, wherever they point.
 """
 
+import hashlib
+import io
 import shutil
 import stat
 import tarfile
@@ -16,6 +18,8 @@ from jaxseg.errors import InputError
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
 RATIO = 200  # what is unpacked over the archive: more is taken for a decompression bomb,
 SMALL = 100_000_000  # from so many bytes on
+MARK = ".archive"  # in the folder: which archive it was unpacked from
+END = 2**20  # bytes
 HEADER = 512  # bytes that a member counts for beside its own, so that empty ones are not free
 
 
@@ -32,11 +36,19 @@ def folder_of(archive: Path) -> Path:
 def unpack(archive: Path, folder: Path) -> Path:
     """The folder with what is in a .tar (.gz, .bz2, .xz) or .zip; it appears whole or not at all.
 
-    A folder that is there already is left as it is. Raises InputError, before anything is written,
-    for a member that would land outside of the folder, is no file or folder, or is one of a
-    decompression bomb; and for an archive that cannot be read or does not fit on the disk.
+    A folder that this archive was unpacked into is left as it is. Raises InputError for any other
+    folder of that name; before anything is written, for a member that would land outside of the
+    folder, is no file or folder, or is one of a decompression bomb; and for an archive that cannot
+    be read or does not fit on the disk.
     """
+    mark = identity(archive)
     if folder.exists():
+        found = folder / MARK
+        if not found.is_file() or found.read_text() != mark:
+            raise InputError(
+                f"{folder} is not what {archive.name} holds now: remove that folder, and it is "
+                "unpacked anew, or name the folder instead of the archive"
+            )
         return folder
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking") as temporary:
@@ -46,6 +58,7 @@ def unpack(archive: Path, folder: Path) -> Path:
                 _unzip(archive, inside)
             else:
                 _untar(archive, inside)
+            (inside / MARK).write_text(mark)
             try:
                 inside.rename(folder)
             except OSError:  # another process was faster
@@ -56,6 +69,14 @@ def unpack(archive: Path, folder: Path) -> Path:
     except Exception as error:  # the formats raise many kinds where they are broken
         raise InputError(f"cannot unpack {archive} into {folder}: {error}") from error
     return folder
+
+
+def identity(archive: Path) -> str:
+    """Tells archives apart: their size and end, where all but plain tar keep checksums."""
+    with archive.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - END))
+        return f"{size} {hashlib.sha256(file.read()).hexdigest()}\n"
 
 
 def _untar(archive: Path, folder: Path) -> None:

@@ -104,6 +104,8 @@ def resolve(dataset: str, root: str = "") -> tuple[Layout, Path]:
         return layouts[prefix], locate(place, root, layouts[prefix].listing.__doc__)
     layout = LAYOUTS.get(dataset, FOLDER)
     place = locate(dataset, root, layout.listing.__doc__)
+    if place.is_file():
+        raise InputError(f"{place} is a file: a list of images is named list:{dataset}")
     return FOLDER if (place / "classes.json").is_file() else layout, place
 
 

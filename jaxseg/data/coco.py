@@ -50,7 +50,8 @@ def coco(root: Path, split: str, table: Table) -> Listing:
     coco/annotations/instances_{train,val}2017.json
     coco/train2017/*.jpg        (or coco/images/train2017/*.jpg)
     coco/val2017/*.jpg"""
-    return _instances(*_parts(root, split, "annotations/instances_{}.json", coco.__doc__), table)
+    file, folder = _parts(root, split, "annotations/instances_{}.json", coco.__doc__)
+    return _instances(file, read_json(file), folder, table)
 
 
 def _parts(root: Path, split: str, pattern: str, tree: str) -> tuple[Path, Path]:
@@ -61,9 +62,11 @@ def _parts(root: Path, split: str, pattern: str, tree: str) -> tuple[Path, Path]
     raise InputError(f"no {root / pattern.format(split + YEARS[0])}.\n{tree}")
 
 
-def _instances(file: Path, folder: Path, table: Table, split: str | None = None) -> Listing:
-    """The images of a JSON file that have a name; those without objects are background."""
-    content, shapes = read_json(file), {}
+def _instances(
+    file: Path, content: dict, folder: Path, table: Table, split: str | None = None
+) -> Listing:
+    """The images that a JSON file has; those without objects are background."""
+    shapes: dict[Any, list] = {}
     try:
         for entry in content["annotations"]:
             if entry["category_id"] in table.ids:
@@ -118,8 +121,22 @@ def coco_json(root: Path, split: str, table: Table) -> Listing:
     NAME/annotations.json                             images in NAME or NAME/images; every fifth
                                                       is val, the rest train"""
     file, folder = _own_json(root, split)
-    single = split if file == root / "annotations.json" else None
-    return _instances(file, folder, table, single)
+    single, content = split if file == root / "annotations.json" else None, read_json(file)
+    _check_categories(file, content, table)
+    return _instances(file, content, folder, table, single)
+
+
+def _check_categories(file: Path, content: dict, table: Table) -> None:
+    """Raises InputError unless all categories of a file mean what they mean in the table."""
+    names: dict = {a["category_id"]: None for a in content["annotations"]}
+    names |= {c["id"]: str(c["name"]) for c in content["categories"]}
+    for number, name in names.items():
+        known = table.classes.names[table.ids[number]] if number in table.ids else None
+        if name is None or name != known:
+            raise InputError(
+                f"category {number} is {name!r} in {shown(file)} and {known!r} in the file of the "
+                "split train: all need one list of categories. Export them together"
+            )
 
 
 def _own_json(root: Path, split: str) -> tuple[Path, Path]:

@@ -39,6 +39,9 @@ def labelme(root: Path, split: str, table: Table) -> Listing:
     if folder.is_dir():
         files = sorted(folder.rglob("*.json"))
     else:
+        own = [name for name in ("train", "val") if (root / name).is_dir()]
+        if own:
+            raise InputError(f"no split {split!r} in {root}: found {own}.\n{labelme.__doc__}")
         files = sorted(p for p in root.rglob("*.json") if p.name != "classes.json")
         files = part(files, split)
     if not files:

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxseg.data.files import find_images, read_colours, read_image, read_label, read_values, shown
+from jaxseg.data.files import (
+    find_images,
+    open_image,
+    read_colours,
+    read_image,
+    read_label,
+    read_values,
+    shown,
+)
 from jaxseg.data.sources import Listing, numbered_objects, part
 from jaxseg.data.tables import Table
 from jaxseg.errors import InputError
@@ -73,6 +81,12 @@ def splits(root: Path) -> list[str]:
 
 def read_alpha(path: Path) -> np.ndarray:
     """float32 [H,W], 0..1: how much of each pixel is the second class, of grey of 8 or 16 bits."""
+    mode = open_image(path, decode=False).mode
+    if mode not in ("1", "L", "I") and not mode.startswith("I;16"):
+        raise InputError(
+            f"{shown(path)} is a picture of mode {mode}: a soft mask is grey. Where it has "
+            "a channel of opacity, export that one alone"
+        )
     return read_image(path, 1)[..., 0] / np.float32(255)
 
 
@@ -114,8 +128,13 @@ def listed(root: Path, split: str, table: Table) -> Listing:
     column `split`, every fifth line is val and the others are train."""
     if not root.is_file():
         raise InputError(f"{root} is no file.\n{listed.__doc__}")
-    with root.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with root.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise InputError(
+            f"cannot read {root}: {error}. Needs comma-separated values in UTF-8"
+        ) from error
     if not rows or not {"image", "mask"} <= rows[0].keys():
         raise InputError(f"{root} has no lines with image and mask.\n{listed.__doc__}")
     for number, row in enumerate(rows, start=2):

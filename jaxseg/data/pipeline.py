@@ -212,8 +212,8 @@ def _load(
     shape, index = group
     index = np.array(index, np.int32)
     examples = {k: source[i] for k, i in enumerate(index) if i >= 0}
-    dtype = np.result_type(np.uint8, *(example["image"] for example in examples.values()))
-    image = np.zeros((len(index), *shape, source.channels), dtype)
+    # Of the source's type, so that the batches of all processes are of one.
+    image = np.zeros((len(index), *shape, source.channels), source.dtype)
     label = np.full((len(index), *shape), IGNORE, np.int32)
     size = np.tile(np.int32(shape), (len(index), 1))
     name = np.full(len(index), "", object)

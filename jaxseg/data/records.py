@@ -15,7 +15,7 @@ from PIL import Image
 
 from jaxseg.data import pixels, tables
 from jaxseg.data.colours import Classes, voc_palette
-from jaxseg.data.files import as_image, translate
+from jaxseg.data.files import MAX_PIXELS, as_image, translate
 from jaxseg.errors import InputError
 
 LABEL_FEATURES = ("label", "segmentation_label", "segmentation_mask", "annotation", "mask")
@@ -208,14 +208,24 @@ def decode_image(data: bytes, channels: int, where: Path) -> np.ndarray:
 
 
 def encode_objects(objects: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str, Any]:
-    """The objects of an example as features: the masks one above the other in a single PNG."""
+    """The objects of an example as features: a PNG whose pixels' bits are the masks of eight, the
+    next eight below.
+
+    Raises InputError where that is more than a picture may hold.
+    """
     masks = objects["masks"] if len(objects["masks"]) else np.zeros((1, *size), np.uint8)
-    png = encode_png(masks.reshape(-1, size[1]))
+    packed = np.packbits(masks, axis=0)
+    if packed.size > MAX_PIXELS:
+        raise InputError(
+            f"{len(masks)} objects of {size} pixels (height, width) are too many for one record: "
+            "cut the images into parts"
+        )
+    png = encode_png(packed.reshape(-1, size[1]))
     return {"masks": png, "classes": objects["classes"], "crowd": objects["crowd"]}
 
 
 def decode_objects(record: Mapping[str, Any], size: tuple[int, int]) -> dict[str, np.ndarray]:
     """The inverse of `encode_objects`."""
-    count = len(record["classes"])
-    masks = np.asarray(Image.open(io.BytesIO(record["masks"]))).reshape(-1, *size)[:count]
+    packed = np.asarray(Image.open(io.BytesIO(record["masks"]))).reshape(-1, *size)
+    masks = np.unpackbits(packed, axis=0, count=len(record["classes"]))
     return {"masks": masks, "classes": record["classes"], "crowd": record["crowd"]}

@@ -167,14 +167,19 @@ class Files:
         if self.soft:
             example["alpha"] = self.read_alpha(self.labels[index])
         if self.instances:
-            found = example["instances"] = self.read_instances(self.labels[index])
-            if found["masks"].shape[1:] != label.shape:
-                raise InputError(
-                    f"the objects of image {shown(path_of(self.images[index]))} are masks of "
-                    f"{found['masks'].shape[1:]} and its label is {label.shape} (height, width): "
-                    "they must be equal"
-                )
+            example["instances"] = self.objects(index, label)
         return example
+
+    def objects(self, index: int, label: np.ndarray) -> dict:
+        """The instances, as `objects` makes them. Raises InputError where they cannot be read."""
+        found = self.read_instances(self.labels[index])
+        if found["masks"].shape[1:] != label.shape:
+            raise InputError(
+                f"the objects of image {shown(path_of(self.images[index]))} are masks of "
+                f"{found['masks'].shape[1:]} and its label is {label.shape} (height, width): they "
+                "must be equal"
+            )
+        return found
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width), from the header of the mask, or of the image where the mask is none."""

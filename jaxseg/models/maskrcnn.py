@@ -17,7 +17,8 @@ static: slots without a box are marked, none is computed on the host.
 
 Differs from the paper: points of RoIAlign and anchors' sides as in detectron2, boxes of all RoIs
 are refined once; a mask's target is RoIAligned from the true one by 4 points a bin; crowds are
-background; at most 2,000 boxes enter the last NMS.
+background; at most 2,000 boxes enter the last NMS; masks are drawn at the size that the network
+sees, and resized from there to the image's own.
 """
 
 import dataclasses
@@ -44,7 +45,8 @@ class Proposals:
 
     sizes: tuple[float, ...] = (32, 64, 128, 256, 512)  # FPN, section 4.1: of p2 .. p6, pixels
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
-    rounded: bool = False  # halves of anchors' sides are whole pixels: torchvision
+    rounded: bool = False  # halves of anchors' sides are whole pixels, and they are as far apart as
+    # the image's side over the map's, in whole pixels: torchvision
     before: tuple[int, ...] = (2000, 1000)  # boxes a level before NMS, in training and after it
     after: tuple[int, ...] = (1000, 1000)  # boxes an image after it
     iou: float = 0.7  # of the NMS, level by level
@@ -176,7 +178,10 @@ class Model(nn.Module):
         """p2 .. p6 of image [B,H,W,C] made multiples of 32 by zeros."""
         pads = [(0, -n % 32) for n in image.shape[1:3]]
         levels = self.backbone(jnp.pad(image, ((0, 0), *pads, (0, 0))), train)
-        return FPN(self.features, name="fpn")(levels)
+        return self.fpn()(levels)
+
+    def fpn(self) -> FPN:
+        return FPN(self.features, name="fpn")
 
     def find(
         self,
@@ -220,11 +225,13 @@ class Model(nn.Module):
 
     def anchors(self, grids: dict[str, tuple[int, int]]) -> tuple[np.ndarray, list[int]]:
         """float32 [N,4] of all levels, and how many each level has."""
-        ask = self.proposals
-        each = [
-            ops.grid_anchors(grids[f"p{i}"], 2**i, size, ask.ratios, ask.rounded)
-            for i, size in zip(LEVELS, ask.sizes, strict=True)
-        ]
+        ask, each = self.proposals, []
+        for i, size in zip(LEVELS, ask.sizes, strict=True):
+            grid = grids[f"p{i}"]
+            stride = (2**i, 2**i)
+            if ask.rounded:
+                stride = tuple(4 * n // have for n, have in zip(grids["p2"], grid, strict=True))
+            each.append(ops.grid_anchors(grid, stride, size, ask.ratios, ask.rounded))
         return np.concatenate(each), [len(x) for x in each]
 
     def propose(
@@ -299,14 +306,30 @@ class Model(nn.Module):
 
         Each RoI may be an object of each class.
         """
+        ask, said = self.detections, (size, rois, there, logits, codes)
+        return self.choose(*said, least=ask.score, iou=ask.iou, by_kind=True)
+
+    def choose(
+        self,
+        size: tuple[int, int],
+        rois: jax.Array,
+        there: jax.Array,
+        logits: jax.Array,
+        codes: jax.Array,
+        *,
+        least: float,
+        iou: float,
+        by_kind: bool,
+    ) -> dict[str, jax.Array]:
+        """Those with a probability above `least`, after an NMS, of each kind alone or of all."""
         ask = self.detections
         scores = jax.nn.softmax(logits)[:, 1:]  # [P,T]
         boxes = ops.clip(ops.decode(codes[:, 1:], rois[:, None], BOX_WEIGHTS), size)
-        good = there[:, None] & (scores > ask.score) & (ops.sides(boxes) >= 1e-2).all(-1)
+        good = there[:, None] & (scores > least) & (ops.sides(boxes) >= 1e-2).all(-1)
         kinds = jnp.broadcast_to(jnp.arange(1, scores.shape[1] + 1), scores.shape)
         score, place = ops.top(jnp.where(good, scores, -jnp.inf).reshape(-1), ask.candidates)
         boxes, kinds = boxes.reshape(-1, 4)[place], kinds.reshape(-1)[place]
-        stays = ops.nms(boxes, score, ask.iou, kinds)
+        stays = ops.nms(boxes, score, iou, kinds if by_kind else None)
         score, place = ops.top(jnp.where(stays, score, -jnp.inf), ask.count)
         found = score > -jnp.inf
         return {
@@ -348,7 +371,8 @@ def loss(
     things: tuple[int, ...],
     aligned: bool,
     anchors: int = 256,  # drawn for each image; Ren et al. 2015, section 3.1.3
-    beta: float = 1 / 9,  # of both smooth L1 losses; 0: L1 (detectron2)
+    beta: float = 1 / 9,  # of the smooth L1 loss of proposals; 0: L1 (detectron2)
+    box_beta: float = 1 / 9,  # of that of RoIs
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """L = L_cls + L_box + L_mask (section 3), and the two of the proposals, all with weight 1.
 
@@ -362,7 +386,7 @@ def loss(
     rpn = jax.vmap(partial(anchor_losses, jnp.asarray(outputs["anchors"]), anchors, beta))(
         keys, batch["boxes"], kind, outputs["objectness"], outputs["anchor_codes"]
     )
-    roi = jax.vmap(partial(roi_losses, aligned, beta))(
+    roi = jax.vmap(partial(roi_losses, aligned, box_beta))(
         {key: batch[key] for key in ("boxes", "masks")},
         kind,
         {key: outputs[key] for key in ("rois", "index", "positive", "counts")},

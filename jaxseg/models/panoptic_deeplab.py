@@ -58,7 +58,7 @@ class Model(nn.Module):
     threshold: float = 0.1  # lowest score of a centre
     top_k: int = 200  # slots of objects, best centres first
     detections: int = 100  # of which so many have a mask in `instances`, by their scores
-    stuff_area: int = 2048  # fewer pixels of a stuff class are void; COCO: 4096
+    stuff_area: int = 2048  # fewer pixels of a stuff class in an image are void; COCO: 4096
     norm: Norm = Norm(momentum=0.99, epsilon=1e-3)  # deeplab2
 
     @property
@@ -78,7 +78,8 @@ class Model(nn.Module):
         x = self._decode(levels, self.instance, self.instance_decoder, "instance", train)
         for name, channels in (("centre", 1), ("offset", 2)):
             y = conv(self.instance_head, name=f"{name}_head")(x, train)
-            outputs[name] = last(channels, name=name)(y)
+            # Numbers of 8 bits would give a centre many equal pixels, each a peak.
+            outputs[name] = last(channels, name=name)(y.astype(jnp.float32))
         return outputs
 
     def _decode(
@@ -149,7 +150,7 @@ def loss(
     class_id = jnp.where(known, label, 0)
     counted = known & (owned | ~is_thing(num_classes, things)[class_id])
     centre = _mean((found["centre"][..., 0] - heat) ** 2, counted)
-    distance = _mean(jnp.abs(found["offset"] - offset).sum(-1), known & owned)
+    distance = _mean(jnp.abs(found["offset"] - offset).mean(-1), known & owned)
     value = semantic + centre_weight * centre + offset_weight * distance
     parts = {"semantic_loss": semantic, "centre_loss": centre, "offset_loss": distance}
     return value, {"loss": value, **parts}
@@ -175,7 +176,6 @@ def predict(
     threshold: float,
     top_k: int,
     detections: int,
-    stuff_area: int,
 ) -> dict[str, jax.Array]:
     """semantic, logits, panoptic, instances at the size of image [B,H,W,C]. Section 3.
 
@@ -190,7 +190,7 @@ def predict(
 
     counts = centres.votes(owner, semantic, top_k, num_classes)
     classes = jnp.argmax(counts, axis=-1).astype(jnp.int32)  # [B,top_k]
-    panoptic = centres.merge(semantic, owner, classes, table, stuff_area)
+    panoptic = centres.merge(semantic, owner, classes, table)
 
     slot = jnp.maximum(owner, 0).reshape(len(owner), -1)
     chosen = jnp.take_along_axis(classes, slot, 1).reshape(*owner.shape, 1)

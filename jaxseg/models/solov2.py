@@ -139,7 +139,8 @@ def loss(
     truth = solo.of_objects(truth, places // 9 % truth.shape[1])
     dice = jnp.where(used, mask_dice(jax.vmap(draw)(features, kernels), truth), 0).sum()
     dropped = positive.sum() - used.sum()
-    # As in the authors' code, a shared cell's masks both count, over the number of cells.
+    # As in MMDetection, a shared cell's masks both count, over the number of cells; the authors
+    # divide by that of masks.
     return solo.total(focal, dice, taken, jnp.minimum(taken, used.sum()), dropped, mask_weight)
 
 

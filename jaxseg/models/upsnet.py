@@ -15,7 +15,8 @@ The largest logit is the pixel's; unknown is void. In training the objects are t
 which some are hidden, so that there are pixels to learn "unknown" from.
 
 Differs from the paper: where no object is there, the second maximum of "unknown" is 0; RoIs of the
-semantic loss are cut out of the logits, which is the same, as both steps are linear.
+semantic loss are cut out of the logits, which is the same, as both steps are linear. The authors'
+code divides its cross entropies by all pixels, and not by those that count.
 """
 
 from functools import partial
@@ -28,7 +29,6 @@ import numpy as np
 from jaxseg.backbones.fpn import FPN
 from jaxseg.backbones.layers import Conv, he_normal
 from jaxseg.models import maskrcnn
-from jaxseg.models.maskrcnn import BOX_WEIGHTS
 from jaxseg.ops import boxes as ops
 from jaxseg.ops import centres
 from jaxseg.ops.deform import deform_conv
@@ -82,7 +82,7 @@ class Model(maskrcnn.Model):
     score: float = 0.6  # the probability of an object that enters the panoptic head
     iou: float = 0.5  # of their NMS, over all classes at once
     overlap: float = 0.3  # share of a mask that better ones of its class may hold
-    stuff_area: int = 4096  # fewer pixels of a stuff class are void; Cityscapes: 2048
+    stuff_area: int = 4096  # fewer pixels of a stuff class in an image are void; Cityscapes: 2048
 
     @nn.compact
     def __call__(
@@ -96,11 +96,8 @@ class Model(maskrcnn.Model):
         boxes, kinds = (outputs[v] if truth is None else truth[k] for k, v in given.items())
         return {**outputs, "object_masks": maskrcnn.of_kind(draw(boxes), kinds)}
 
-    def pyramid(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """p2 .. p6 of an image made a multiple of 32 by zeros."""
-        pads = [(0, -n % 32) for n in image.shape[1:3]]
-        levels = self.backbone(jnp.pad(image, ((0, 0), *pads, (0, 0))), train)
-        return FPN(self.features, scene=self.scene, name="fpn")(levels)
+    def fpn(self) -> FPN:
+        return FPN(self.features, scene=self.scene, name="fpn")
 
     def detect(
         self,
@@ -112,23 +109,9 @@ class Model(maskrcnn.Model):
     ) -> dict[str, jax.Array]:
         """Mask R-CNN's objects of one image, and object_boxes, object_scores, object_kinds: those
         of the panoptic head, sure ones that suppress each other whatever their classes."""
-        found = super().detect(size, rois, there, logits, codes)
-        scores = jax.nn.softmax(logits)[:, 1:]
-        boxes = ops.clip(ops.decode(codes[:, 1:], rois[:, None], BOX_WEIGHTS), size)
-        good = there[:, None] & (scores > self.score) & (ops.sides(boxes) >= 1e-2).all(-1)
-        kinds = jnp.broadcast_to(jnp.arange(1, scores.shape[1] + 1), scores.shape)
-        ask = self.detections
-        score, place = ops.top(jnp.where(good, scores, -jnp.inf).reshape(-1), ask.candidates)
-        boxes, kinds = boxes.reshape(-1, 4)[place], kinds.reshape(-1)[place]
-        stays = ops.nms(boxes, score, self.iou)
-        score, place = ops.top(jnp.where(stays, score, -jnp.inf), ask.count)
-        sure = score > -jnp.inf
-        return {
-            **found,
-            "object_boxes": jnp.where(sure[:, None], boxes[place], 0),
-            "object_scores": jnp.where(sure, score, 0),
-            "object_kinds": jnp.where(sure, kinds[place], -1),
-        }
+        said = (size, rois, there, logits, codes)
+        sure = self.choose(*said, least=self.score, iou=self.iou, by_kind=False)
+        return super().detect(*said) | {f"object_{key}": value for key, value in sure.items()}
 
 
 def split(num_classes: int, things: tuple[int, ...]) -> tuple[list[int], list[int]]:
@@ -214,8 +197,9 @@ def loss(
     things: tuple[int, ...],
     aligned: bool,
     keep: float,
-    anchors: int = 256,  # these two: Mask R-CNN's
+    anchors: int = 256,  # these three: Mask R-CNN's
     beta: float = 1 / 9,
+    box_beta: float = 1.0,  # the authors' code
     semantic_weight: float = 0.2,  # COCO; Cityscapes: 1
     roi_weight: float = 0.04,  # COCO, the authors' code; Cityscapes: 0
     panoptic_weight: float = 0.1,  # COCO; Cityscapes: 0.5
@@ -223,7 +207,8 @@ def loss(
     """Mask R-CNN's loss, and cross entropies: of the semantic logits at full size, of the same in
     the boxes of objects (`roi_loss`), and of the panoptic logits at stride 4. Section 3."""
     own = {"num_classes": num_classes, "things": things}
-    value, logs = maskrcnn.loss(outputs, batch, **own, aligned=aligned, anchors=anchors, beta=beta)
+    theirs = {"aligned": aligned, "anchors": anchors, "beta": beta, "box_beta": box_beta}
+    value, logs = maskrcnn.loss(outputs, batch, **own, **theirs)
     label, logits = batch["label"], outputs["semantic_logits"]
     kind = maskrcnn.thing(batch, num_classes, things)
     semantic = cross_entropy(full_size(logits, label.shape[1:]), label)
@@ -285,15 +270,13 @@ def predict(
     aligned: bool,
     mask_threshold: float,
     overlap: float,
-    stuff_area: int,
 ) -> dict[str, jax.Array]:
     """semantic, logits, panoptic, and Mask R-CNN's instances, at the size of image [B,H,W,C]."""
     own = {"num_classes": num_classes, "things": things}
     size = image.shape[1:3]
     logits = full_size(outputs["semantic_logits"], size)
     given = [outputs[f"object_{key}"] for key in ("boxes", "masks", "kinds")]
-    one = partial(unify, **own, overlap=overlap, stuff_area=stuff_area)
-    panoptic = jax.lax.map(lambda x: one(*x), (logits, *given))  # an image at a time: large arrays
+    panoptic = jax.vmap(partial(unify, **own, overlap=overlap))(logits, *given)
     drawn = maskrcnn.predict(outputs, image, **own, aligned=aligned, mask_threshold=mask_threshold)
     semantic = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return {"semantic": semantic, "logits": logits, "panoptic": panoptic, **drawn}
@@ -308,7 +291,6 @@ def unify(
     num_classes: int,
     things: tuple[int, ...],
     overlap: float,
-    stuff_area: int,
 ) -> jax.Array:
     """The panoptic map int32 [H,W] of one image, from its objects, best first. Section 3.
 
@@ -331,7 +313,7 @@ def unify(
     said = jnp.asarray([*stuff, ids[0]])[jnp.minimum(choice, len(stuff))]  # a thing: no stuff
     said = jnp.where(taken, best[owner], said)
     owner = jnp.where(taken, -1, owner)
-    return centres.merge(said[None], owner[None], classes[None], is_thing, stuff_area)[0]
+    return centres.merge(said[None], owner[None], classes[None], is_thing)[0]
 
 
 def prune(masks: jax.Array, kinds: jax.Array, count: int, overlap: float) -> jax.Array:

@@ -76,12 +76,13 @@ def decode(
 
 def grid_anchors(
     grid: tuple[int, int],
-    stride: int,
+    stride: tuple[int, int],
     size: float,
     ratios: tuple[float, ...],
     rounded: bool = False,
 ) -> np.ndarray:
     """The anchors of a map of `grid` (h, w) cells: float32 [h * w * len(ratios),4], row by row.
+    stride: pixels from one cell to the next, down and right.
 
     Each has size x size pixels of area and one of the ratios, height / width, and is centred on the
     top left corner of its cell, as the released detectors have it. rounded: halves of sides to
@@ -90,7 +91,8 @@ def grid_anchors(
     root = np.sqrt(np.asarray(ratios, np.float32))
     half = np.stack([root * size, size / root], axis=-1).astype(np.float32) / 2  # [A,2]
     half = half.round() if rounded else half
-    corner = np.stack(np.meshgrid(*(np.arange(n) * stride for n in grid), indexing="ij"), axis=-1)
+    places = (np.arange(n) * s for n, s in zip(grid, stride, strict=True))
+    corner = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1)
     corner = corner[:, :, None].astype(np.float32)  # [h,w,1,2]
     return np.concatenate([corner - half, corner + half], axis=-1).reshape(-1, 4)
 

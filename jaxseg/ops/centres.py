@@ -109,19 +109,15 @@ def means(values: jax.Array, owner: jax.Array, count: int) -> jax.Array:
 
 
 def merge(
-    semantic: jax.Array, owner: jax.Array, classes: jax.Array, is_thing: jax.Array, stuff_area: int
+    semantic: jax.Array, owner: jax.Array, classes: jax.Array, is_thing: jax.Array
 ) -> jax.Array:
     """The panoptic map int32 [B,H,W]: class id * 1000 + number of the object, 255000 = void.
 
     A pixel with an owner is of class classes [B,M] of that slot, and the number is the slot's, from
     1; fewer than 1000. Any other keeps its semantic class [B,H,W] with the number 0, unless that is
-    a thing (`is_thing` bool [K]) or the class has fewer than `stuff_area` such pixels in the image:
-    those are void.
+    a thing (`is_thing` bool [K]): those are void.
     """
-    free = (owner < 0) & ~is_thing[semantic]
-    area = histograms(semantic, free, len(is_thing))  # [B,K]
-    large = jnp.take_along_axis(area >= max(stuff_area, 1), semantic.reshape(len(area), -1), 1)
-    stuff = jnp.where(free & large.reshape(semantic.shape), semantic * STEP, VOID)
+    stuff = jnp.where(is_thing[semantic], VOID, semantic * STEP)
     slot = jnp.maximum(owner, 0).reshape(len(owner), -1)
     owned = jnp.take_along_axis(classes, slot, 1).reshape(owner.shape) * STEP + owner + 1
     return jnp.where(owner >= 0, owned, stuff).astype(jnp.int32)

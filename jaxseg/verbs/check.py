@@ -162,6 +162,8 @@ def examine(source: Any, index: int) -> Finding:
             warnings.append(f"{mask}: all of the mask is ignored")
     if image is not None and label is not None:
         attempt(lambda i: source.check_size(i, image, label), index, errors)
+    if label is not None and source.read_instances is not None:
+        attempt(lambda i: source.objects(i, label), index, errors)
     found = Finding(name, mask, errors, warnings, ids, values, mask_mode)
     return found if image is None else found.seeing(image, mode)
 

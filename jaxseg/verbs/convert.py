@@ -96,6 +96,11 @@ def network(
                 overrides.append(("model.things", "()"))
         else:
             num_classes = num_classes or state[name].shape[0]
+            if num_classes < 2:
+                raise InputError(
+                    "the checkpoint has one class, a sigmoid: networks here have two or more, with "
+                    "a softmax; --num_classes 2 makes a new classifier"
+                )
             if not any(name.startswith("aux") for name in state):
                 overrides.append(("model.aux", "0"))
     overrides.append(("model.num_classes", str(num_classes)))

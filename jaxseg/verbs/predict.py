@@ -141,7 +141,8 @@ class Predictor:
         image = extend(pixels.resample(image, (0, 0), factor, seen), shape, data.mean)[None]
         out = self._infer(self.variables, image, size=shape, logits=False, extent=None)
         self._check(out, name)
-        return unpacked(jax.device_get(out), 0, seen, size)
+        stuff_area = self.config.model.get("stuff_area", 0)
+        return unpacked(jax.device_get(out), 0, seen, size, stuff_area)
 
     def _check(self, out: dict, name: object) -> None:
         if not out["finite"][0]:

@@ -109,7 +109,7 @@ def versions() -> dict[str, str]:
 class Ceiling:
     """A source whose images are the best labels [h,w,1] that the regions of its images allow."""
 
-    channels = 1
+    channels, dtype = 1, np.dtype(np.uint8)
 
     def __init__(self, method: Callable[[np.ndarray], np.ndarray], source: Any):
         self.method, self.source, self.classes = method, source, source.classes
