@@ -61,7 +61,7 @@ ARGUMENTS = {
 }
 WITHOUT_PARAMETERS = models.WITHOUT_PARAMETERS  # test_verbs_regions.py runs them
 CASES = [
-    pytest.param(name, arguments, marks=[pytest.mark.slow] if "recipe=" in arguments else [])
+    pytest.param(name, arguments, marks=pytest.mark.slow if arguments else [])
     for name, all_ in ARGUMENTS.items()
     for arguments in all_
 ]
@@ -124,11 +124,10 @@ def test_an_experiment_says_what_it_reproduces_and_how_to_run_it(name):
             (572, 572),
             {"params": 31_030_658, "output_stride": 1},
         ),
-        (
-            "deeplabv3plus",
-            "backbone=resnet101,stem=deep,num_classes=21",
-            (513, 513),
+        pytest.param(
+            *("deeplabv3plus", "backbone=resnet101,stem=deep,num_classes=21", (513, 513)),
             {"params": 59_468_085, "output_stride": 16},
+            marks=pytest.mark.slow,
         ),
     ],
 )
