@@ -3,9 +3,12 @@
 import ctypes
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's `&` leaves ignored
 
 # Read by jax when it is imported, so it comes first.
 FORCED = (
