@@ -66,6 +66,7 @@ def run(folder, monkeypatch, *words):
     crf_search.main()
 
 
+@pytest.mark.slow
 def test_a_search_writes_the_best_set(folders, monkeypatch, capsys):
     monkeypatch.setattr(crf_search, "PAD", 40)
     words = (

@@ -471,6 +471,7 @@ def test_a_file_whose_pixels_are_not_as_many_as_its_header_says_is_named(variabl
         _evaluate(_config(), variables, Lying())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("told", [False, True])
 def test_the_verb_scores_boundaries_unless_told_not_to(tiny_run, few_scenes, tmp_path, told):
     shutil.copytree(tiny_run, tmp_path / "run")

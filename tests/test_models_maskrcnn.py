@@ -113,12 +113,14 @@ def test_the_published_multiply_accumulates():
     assert (total - masks) / 1e9 == pytest.approx(134.38, abs=0.01)
 
 
+@pytest.mark.slow
 def test_other_sizes_of_network_and_image():
     net = experiment("maskrcnn", "backbone=resnet101,num_classes=80")
     _, outputs = trace(net, (33, 1000))
     assert outputs["boxes"].shape == (1, 100, 4) and outputs["mask_logits"].shape[1:3] == (100, 28)
 
 
+@pytest.mark.slow
 def test_a_step_learns_of_objects_and_updates_the_norm(trained):
     net, variables, step = trained
     (value, (logs, outputs, updated)), slope = step(variables, scenes(2))
@@ -173,6 +175,7 @@ def test_devices_that_share_the_batch_get_the_same_loss_and_gradient(trained):
         np.testing.assert_allclose(b, a, atol=1e-4 * np.abs(a).max() + 1e-7)
 
 
+@pytest.mark.slow
 def test_predictions_of_any_size(trained):
     net, variables, _ = trained
     image = scenes(2)["image"]
@@ -251,6 +254,17 @@ def test_losses_of_rois_against_loops():
     assert (got["rois"], got["positives"]) == (4, 2)
 
 
+@pytest.mark.parametrize(("rounded", "last"), [(False, (768, 1024)), (True, (732, 1024))])
+def test_anchors_stand_where_the_library_has_them(rounded, last):
+    """13 rows over 800 pixels: 64 apart, or in torchvision 61; both are 64 apart along 1088."""
+    grids = {"p2": (200, 272), "p3": (100, 136), "p4": (50, 68), "p5": (25, 34), "p6": (13, 17)}
+    model = maskrcnn.Model(3, nn.Module(), proposals=maskrcnn.Proposals(rounded=rounded))
+    anchors, counts = model.anchors(grids)
+    assert counts == [3 * h * w for h, w in grids.values()]
+    middle = (anchors[:, :2] + anchors[:, 2:]) / 2
+    assert tuple(middle[-1]) == last and tuple(middle[counts[0] - 1]) == (796, 1084)
+
+
 def test_losses_of_anchors_against_loops():
     """More are asked for than there are: all count, but for those between the thresholds."""
     rng = np.random.default_rng(0)
@@ -288,6 +302,7 @@ def test_classes_are_numbered_in_the_order_of_things():
     assert maskrcnn.thing(batch, 5, (1, -1, 4)).tolist() == [[3, 1, 0, 0, 0]]  # one of no class
 
 
+@pytest.mark.slow
 def test_it_computes_in_bfloat16(trained):
     net, variables, _ = trained
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])

@@ -101,6 +101,7 @@ def test_the_loss_against_loops():
     np.testing.assert_allclose(value, total, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_of_an_ignored_batch_is_zero_with_a_zero_gradient():
     batch, outputs = scene(), random_outputs((7, 9))
     batch["label"][:] = 255
@@ -174,6 +175,7 @@ def test_a_class_is_the_majority_of_its_pixels():
     assert len(ids) == 1 and ids[0] // 1000 == 1
 
 
+@pytest.mark.slow
 def test_eight_devices_say_what_one_says():
     """Loss, gradients and prediction, the batch over four devices and rows over two."""
     mesh = jax.make_mesh((4, 2), ("data", "space"), (AxisType.Auto,) * 2)

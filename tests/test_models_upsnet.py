@@ -186,6 +186,7 @@ def test_beside_mask_rcnn_it_has_the_semantic_heads_parameters():
     assert sizes[0] - sizes[1] == deformable + 512 * 133 + 133 + 2048 * 256 + 256
 
 
+@pytest.mark.slow
 def test_eight_devices_say_what_one_says():
     """The panoptic loss, its gradient and the panoptic map, one image a device."""
     mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
@@ -244,6 +245,7 @@ def test_its_loss_is_mask_rcnns_and_three_more(network):
     np.testing.assert_allclose(logs["panoptic_loss"], want, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_predicts_all_kinds_of_maps_for_any_size(network):
     model, variables = network
     image = np.random.default_rng(1).normal(size=(2, 50, 61, 3)).astype(np.float32)

@@ -159,6 +159,7 @@ def test_rings_are_distances_to_another_true_label():
         np.testing.assert_array_equal(np.cumsum(found, axis=1), expected)
 
 
+@pytest.mark.slow
 def test_a_batch_of_padded_images_counts_as_each_image_alone():
     prediction, label, sizes = _batch(1)
     together = counts(prediction, label, sizes)

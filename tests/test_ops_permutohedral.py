@@ -124,6 +124,7 @@ def test_the_gradient_is_the_transpose():
     np.testing.assert_allclose(pull(eye)[0], matrix.T, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_takes_no_part_changes_nothing():
     features, x = points(80, 5, 6.0), values(80, 4)
     valid = np.arange(80) % 3 > 0

@@ -70,6 +70,7 @@ def test_against_loops(form, aligned, samples):
     assert not np.asarray(got[6]).any()  # the box outside
 
 
+@pytest.mark.slow
 def test_gradient(form):
     """It is linear in the features: the gradient of each is its weight in the sum."""
     g = np.random.default_rng(1).normal(size=(len(BOXES), 2, 2, 1))
@@ -160,6 +161,7 @@ def test_pasting_against_loops(whole):
             np.testing.assert_allclose(image[y, x], wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_features():
     levels = [jnp.asarray(x, jnp.bfloat16) for x in maps()]
     x = roi.roi_align(levels, STRIDES, BOXES, LEVEL, 3)

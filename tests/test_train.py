@@ -102,11 +102,12 @@ def on_one_device():
         return run_steps(config, [random_batch(config, seed) for seed in range(3)])[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [
         pytest.param({}, id="data8"),
-        pytest.param({"mesh__fsdp": 4}, id="data2-fsdp4", marks=pytest.mark.slow),
+        pytest.param({"mesh__fsdp": 4}, id="data2-fsdp4"),
     ],
 )
 def test_eight_devices_train_as_one(mesh, on_one_device, monkeypatch):
@@ -245,6 +246,7 @@ def test_stopped_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, few_scene
     assert [step for step, _ in records[0]] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_signal_in_an_evaluation_ends_it_and_saves_the_step(tmp_path, few_scenes, monkeypatch):
     import jaxseg.train as module
 
@@ -328,6 +330,7 @@ def test_a_warm_start_takes_what_fits_and_names_the_rest(tmp_path, few_scenes, c
         warm_start(tmp_path / "first", {"params": {"head": {"kernel": jnp.zeros(3)}}})
 
 
+@pytest.mark.slow
 def test_the_moving_average_starts_from_the_weights_that_a_run_starts_from(tmp_path, few_scenes):
     assert train(small_config(train__steps=1), tmp_path / "first") == 0
     start = load_variables(tmp_path / "first")[2]["params"]

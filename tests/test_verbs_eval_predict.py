@@ -41,6 +41,7 @@ def test_the_verb_writes_probabilities_a_legend_and_its_part(tiny_run, predictor
     np.testing.assert_array_equal(_read(tmp_path / "out" / "b.png"), expected)
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_folder_at_the_same_time(tiny_run, tmp_path):
     for k in range(7):
         _save(tmp_path / "in" / f"{k}.png", seed=k)
