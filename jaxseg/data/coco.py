@@ -38,6 +38,7 @@ def read_json(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         for key in ("images", "annotations", "categories"):
             content[key][:0]
+        _ = [(category["id"], category["name"]) for category in content["categories"]]
         return content
     except OSError as error:
         raise InputError(f"cannot read {shown(path)}: {error.strerror}") from error
@@ -128,7 +129,8 @@ def coco_json(root: Path, split: str, table: Table) -> Listing:
 
 def _check_categories(file: Path, content: dict, table: Table) -> None:
     """Raises InputError unless all categories of a file mean what they mean in the table."""
-    names: dict = {a["category_id"]: None for a in content["annotations"]}
+    entries = content["annotations"]
+    names: dict = {entry["category_id"]: None for entry in entries if "category_id" in entry}
     names |= {c["id"]: str(c["name"]) for c in content["categories"]}
     for number, name in names.items():
         known = table.classes.names[table.ids[number]] if number in table.ids else None
