@@ -68,7 +68,7 @@ class Objects:
     def __init__(self, config: ConfigDict, classes: Classes):
         self.things, self.count = models.things(config), len(classes)
         self.resize, self.least = config.eval.resize, config.eval.confidence
-        self.stuff_area = config.model.get("stuff_area", 0)
+        self.stuff_area = models.stuff_area(config)
         self.masks: dict[int, dict] = {}  # image -> class -> Match
         self.boxes: dict[int, dict] = {}
         self.segments = np.zeros((self.count, 4))

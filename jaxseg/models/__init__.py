@@ -95,6 +95,12 @@ def things(config: ConfigDict) -> tuple[int, ...]:
     return tuple(k for k in named if k >= 0)
 
 
+def stuff_area(config: ConfigDict) -> int:
+    """The pixels that a stuff class needs in an image, else it is void; 0: no paper of panoptic
+    maps."""
+    return config.model.stuff_area if "stuff_area" in config.model else 0
+
+
 def segmenter(config: ConfigDict) -> Callable:
     """`regions(image)` of a completed config of a paper without parameters.
 

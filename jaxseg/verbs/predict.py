@@ -141,8 +141,7 @@ class Predictor:
         image = extend(pixels.resample(image, (0, 0), factor, seen), shape, data.mean)[None]
         out = self._infer(self.variables, image, size=shape, logits=False, extent=None)
         self._check(out, name)
-        stuff_area = self.config.model.get("stuff_area", 0)
-        return unpacked(jax.device_get(out), 0, seen, size, stuff_area)
+        return unpacked(jax.device_get(out), 0, seen, size, models.stuff_area(self.config))
 
     def _check(self, out: dict, name: object) -> None:
         if not out["finite"][0]:
