@@ -222,8 +222,9 @@ def restore(
             sealed = meta["seal"] == seal(meta["fingerprint"], meta["position"])
             if sealed and digest == meta["fingerprint"]:
                 return restored.state, step, digest
-            reason = f"its fingerprint is {digest}, saved was {meta['fingerprint']}"
-            reason = reason if sealed else "its fingerprint and position in the data were changed"
+            reason = "its fingerprint and position in the data were changed"
+            if sealed:
+                reason = f"its fingerprint is {digest}, saved was {meta['fingerprint']}"
         except Exception as error:  # orbax raises many kinds for damaged files
             first = (str(error).splitlines() or [""])[0]
             reason = f"{type(error).__name__}: {first[:200]}"

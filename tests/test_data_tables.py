@@ -102,7 +102,7 @@ def test_both_forms_of_pascal_context_agree():
         ('{"names": ["a", "b"], "values": [1]}', '"values"'),
         ('{"names": ["a", "b"], "values": [1, 1]}', '"values"'),
         ('{"names": ["a", "b"], "values": [0, 9], "ignore": [9]}', '"values"'),
-        ('{"names": []}', "0 names"),
+        ('{"names": ["alone"]}', "1 names"),
         ('{"names": ["a", "b"], "palette": [[0, 0, 0]]}', "2 names and 1 colours"),
         ('{"names": ["a", "b"], "palette": [[0, 0, 0], [0, 0]]}', "three numbers"),
         ('{"names": ["a", "b"], "palette": [[0, 0, 0], [0, 0, 256]]}', "three numbers"),

@@ -15,11 +15,12 @@ import pytest
 
 from jaxseg import backbones, hub, models
 from jaxseg.backbones.layers import Norm
+from jaxseg.data import catalog
 from jaxseg.models import maskrcnn
 from jaxseg.ops.roi import level_of, roi_align
 from jaxseg.optim import path_of
 from jaxseg.pretrained import flat
-from jaxseg.verbs.convert import network
+from jaxseg.verbs.convert import classes, network
 from jaxseg.verbs.predict import Predictor
 from jaxseg.weights import torchvision
 from jaxseg.weights.names import fit
@@ -129,6 +130,14 @@ def test_every_step_gives_the_librarys_values_live(arch):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed: the stored values are compared with instead")
     compare(arch, parity.run(parity.network(arch)), {})
+
+
+def test_a_detector_of_one_class_has_a_background_beside_it(tmp_path):
+    state = {"roi_heads.box_predictor.cls_score.weight": np.zeros((2, 1024), np.float32)}
+    config = network(torchvision, "maskrcnn_resnet50_fpn", state, 0, "")
+    assert (config.model.num_classes, config.model.things) == (2, (1,))
+    catalog.write_classes(tmp_path / "classes.json", classes(config))
+    assert len(catalog.read_classes(tmp_path / "classes.json")) == 2
 
 
 @pytest.mark.slow

@@ -112,10 +112,10 @@ def read_json(path: Path, missing: str) -> Table:
 
 
 def check_names(path: Path, names: Sequence[str], palette: Sequence[tuple[int, ...]]) -> None:
-    """Raises InputError unless there are 1..255 different names and as many colours."""
-    if not 1 <= len(names) <= 255 or len(palette) != len(names):
+    """Raises InputError unless there are 2..255 different names and as many colours."""
+    if not 2 <= len(names) <= 255 or len(palette) != len(names):
         raise InputError(
-            f"{path} has {len(names)} names and {len(palette)} colours: needs 1..255 of both"
+            f"{path} has {len(names)} names and {len(palette)} colours: needs 2..255 of both"
         )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

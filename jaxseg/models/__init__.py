@@ -111,19 +111,11 @@ def segmenter(config: ConfigDict) -> Callable:
 
 
 def build(config: ConfigDict) -> tuple[nn.Module, Callable, Callable]:
-    """The network, `loss(outputs, batch)` and `predict(outputs, image)` of a completed config.
-
-    Raises InputError where that has no network, or labels pixels with one class alone.
-    """
+    """The network, `loss(outputs, batch)` and `predict(outputs, image)` of a completed config."""
     if not learns(config):
         raise InputError(
             f"{config.model.name} has no network and no parameters: it knows the verbs train, "
             "which only scores it, eval and predict"
-        )
-    if config.model.num_classes < 2 and not of_objects(config):
-        raise InputError(
-            f"model.num_classes is {config.model.num_classes}: a network that labels pixels needs "
-            "two or more, the background one of them"
         )
     module = paper(config.model.name)
     fields = {key: value for key, value in config.model.items() if key != "name"}

@@ -306,28 +306,24 @@ class Model(nn.Module):
 
         Each RoI may be an object of each class.
         """
-        ask, said = self.detections, (size, rois, there, logits, codes)
-        return self.choose(*said, least=ask.score, iou=ask.iou, by_kind=True)
-
-    def choose(
-        self,
-        size: tuple[int, int],
-        rois: jax.Array,
-        there: jax.Array,
-        logits: jax.Array,
-        codes: jax.Array,
-        *,
-        least: float,
-        iou: float,
-        by_kind: bool,
-    ) -> dict[str, jax.Array]:
-        """Those with a probability above `least`, after an NMS, of each kind alone or of all."""
-        ask = self.detections
-        scores = jax.nn.softmax(logits)[:, 1:]  # [P,T]
+        scores = jax.nn.softmax(logits)[:, 1:]
         boxes = ops.clip(ops.decode(codes[:, 1:], rois[:, None], BOX_WEIGHTS), size)
-        good = there[:, None] & (scores > least) & (ops.sides(boxes) >= 1e-2).all(-1)
+        good = there[:, None] & (ops.sides(boxes) >= 1e-2).all(-1)
+        return self.select(boxes, jnp.where(good, scores, -jnp.inf))
+
+    def select(self, boxes: jax.Array, scores: jax.Array) -> dict[str, jax.Array]:
+        """What `detect` returns, of the boxes [P,T,4] and probabilities [P,T] of all kinds."""
+        ask = self.detections
+        return self.best(boxes, scores, least=ask.score, iou=ask.iou, by_kind=True)
+
+    def best(
+        self, boxes: jax.Array, scores: jax.Array, *, least: float, iou: float, by_kind: bool
+    ) -> dict[str, jax.Array]:
+        """Those with a score above `least`, after an NMS of each kind alone or of all at once."""
+        ask = self.detections
         kinds = jnp.broadcast_to(jnp.arange(1, scores.shape[1] + 1), scores.shape)
-        score, place = ops.top(jnp.where(good, scores, -jnp.inf).reshape(-1), ask.candidates)
+        kept = jnp.where(scores > least, scores, -jnp.inf)
+        score, place = ops.top(kept.reshape(-1), ask.candidates)
         boxes, kinds = boxes.reshape(-1, 4)[place], kinds.reshape(-1)[place]
         stays = ops.nms(boxes, score, iou, kinds if by_kind else None)
         score, place = ops.top(jnp.where(stays, score, -jnp.inf), ask.count)

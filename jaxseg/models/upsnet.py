@@ -99,19 +99,11 @@ class Model(maskrcnn.Model):
     def fpn(self) -> FPN:
         return FPN(self.features, scene=self.scene, name="fpn")
 
-    def detect(
-        self,
-        size: tuple[int, int],
-        rois: jax.Array,
-        there: jax.Array,
-        logits: jax.Array,
-        codes: jax.Array,
-    ) -> dict[str, jax.Array]:
+    def select(self, boxes: jax.Array, scores: jax.Array) -> dict[str, jax.Array]:
         """Mask R-CNN's objects of one image, and object_boxes, object_scores, object_kinds: those
         of the panoptic head, sure ones that suppress each other whatever their classes."""
-        said = (size, rois, there, logits, codes)
-        sure = self.choose(*said, least=self.score, iou=self.iou, by_kind=False)
-        return super().detect(*said) | {f"object_{key}": value for key, value in sure.items()}
+        sure = self.best(boxes, scores, least=self.score, iou=self.iou, by_kind=False)
+        return super().select(boxes, scores) | {f"object_{k}": x for k, x in sure.items()}
 
 
 def split(num_classes: int, things: tuple[int, ...]) -> tuple[list[int], list[int]]:

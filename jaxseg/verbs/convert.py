@@ -93,7 +93,9 @@ def network(
             outputs = state[name].shape[0]
             if num_classes or outputs != detectors[arch][1]:  # else those of the data set
                 num_classes = num_classes or outputs - getattr(table, "BACKGROUND", 1)
-                overrides.append(("model.things", "()"))
+                one = num_classes == 1  # a table of classes has two or more: the first is none
+                num_classes += one
+                overrides.append(("model.things", "(1,)" if one else "()"))
         else:
             num_classes = num_classes or state[name].shape[0]
             if num_classes < 2:
