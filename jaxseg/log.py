@@ -34,7 +34,8 @@ class Log:
         """`start`: the step that the run continues from; records of later ones are dropped."""
         self.path, self.steps, self.batch = workdir / "metrics.jsonl", steps, batch
         self.writes = jax.process_index() == 0
-        self.step, self.time, self.waited, self.pending = start, time.perf_counter(), 0.0, None
+        self.pending = None
+        self.begin(start)
         self.board, self.terminal, self.warned = None, sys.stdout.isatty(), False
         if self.writes:
             with self.tolerated():
@@ -49,6 +50,10 @@ class Log:
             from tensorboardX import SummaryWriter
 
             self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+
+    def begin(self, step: int) -> None:
+        """The rates of the next record count from now, after `step`."""
+        self.step, self.time, self.waited = step, time.perf_counter(), 0.0
 
     @contextlib.contextmanager
     def tolerated(self) -> Iterator[None]:
@@ -70,11 +75,10 @@ class Log:
     def train(self, step: int, values: dict[str, jax.Array]) -> None:
         """Takes the device's values of `step`; writes those of the record before."""
         self.flush()
-        now = time.perf_counter()
-        seconds, count = now - self.time, step - self.step
+        seconds, count = time.perf_counter() - self.time, step - self.step
         rates = {"images_per_s": count * self.batch / seconds, "data_wait": self.waited / seconds}
         self.pending = (step, values, rates)
-        self.step, self.time, self.waited = step, now, 0.0
+        self.begin(step)
 
     def flush(self) -> None:
         """Writes the record that waits, if any."""
@@ -111,7 +115,7 @@ class Log:
         self.flush()
         self.write("roll-back", to, {"from": step, "reason": reason})
         self.say(f"step {step}: {reason}: rolled back to step {to}, with the batches that follow")
-        self.step, self.time, self.waited = to, time.perf_counter(), 0.0
+        self.begin(to)
 
     def say(self, text: str) -> None:
         """A line of its own, in place of the progress line of a terminal."""

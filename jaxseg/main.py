@@ -247,7 +247,8 @@ def run(argv: Sequence[str]) -> int:
     from jaxseg.models import learns
     from jaxseg.workdir import load_config
 
-    use_cache()
+    if verb != "benchmark":  # which says how long compiling takes
+        use_cache()
     if verb in ("train", "eval"):
         from jaxseg.config import flat
         from jaxseg.distributed import find, joined

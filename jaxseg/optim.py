@@ -64,6 +64,15 @@ def multipliers(optim: ConfigDict, params: Any) -> Any:
     return tree
 
 
+def freeze(optim: ConfigDict, params: Any) -> Any:
+    """`params`, of which those with a factor of 0 have no gradient, nor a part in clipping."""
+    return jax.tree.map(
+        lambda p, factor: p if factor else jax.lax.stop_gradient(p),
+        params,
+        multipliers(optim, params),
+    )
+
+
 def make_optimizer(optim: ConfigDict, steps: int, params: Any) -> optax.GradientTransformation:
     """The optax chain for `params` (arrays or shapes); gradients in, updates out."""
     # Biases and norm parameters are vectors.

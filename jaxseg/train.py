@@ -30,7 +30,7 @@ from jaxseg.life import STOPPED, Life, Stopped
 from jaxseg.log import Log, say
 from jaxseg.ops.augment import augment
 from jaxseg.ops.image import normalise
-from jaxseg.optim import make_optimizer, schedule
+from jaxseg.optim import freeze, make_optimizer, schedule
 from jaxseg.pretrained import filled, flat, load_backbone
 from jaxseg.remat import passes
 from jaxseg.report import report, reported_step, table
@@ -96,6 +96,7 @@ def train_step(
     parts, apply, loss = passes(config.train, model.apply, loss)
 
     def objective(params: Any, batch_stats: Any, part: dict, rng: jax.Array) -> tuple:
+        params = freeze(config.optim, params)
         x = normalise(part["image"], config.data.mean, config.data.std)
         part = {**part, "rng": jax.random.fold_in(rng, 1)}  # for what a loss draws
         outputs, updated = apply(
@@ -355,6 +356,7 @@ def run(
             example = sharding.put_batch(life.marked(faults.poison(first, 0)), mesh)
             step_fn = compile_step(step_function, state, example, mesh)
             batches, feed.asked = itertools.chain([first], feed), life.asked
+            log.begin(step)
             while step < last:
                 before, (state, logs) = logs, step_fn(state, draw())
                 step += 1

@@ -1,22 +1,22 @@
 """Training and inference on an accelerator: share of its peak, beside torch.compile, and kernels.
 
-    python scripts/bench_gpu.py                    # realistic sizes, bfloat16
+    python scripts/bench_gpu.py                    # realistic sizes, bfloat16: 84 rows
+    python scripts/bench_gpu.py --sizes 512 --batches 16    # 14 of them
     python scripts/bench_gpu.py --kernels          # also the kernels that take the longest
     python scripts/bench_gpu.py --toy              # minutes on a CPU: shows that it runs
 
 MFU is the share of the measured peak of a large matrix product; training counts three forward
 passes. Where torch has CUDA, the network of the same architecture runs in turns with ours,
-compiled, in channels_last under autocast. At the end the exact dense CRF of 500x375, 21 classes.
-Sides of 768 stand for 769, which the peers' networks do not take.
+compiled, in channels_last under autocast. A row that fails, for want of memory, says so and the
+next one follows. At the end the exact dense CRF of 500x375, 21 classes. Sides of 768 stand for 769,
+of which segmentation_models.pytorch's encoders and our networks without aligned corners are no
+multiple.
 """
 
 import argparse
-import collections
-import glob
 import os
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs memory too
 
@@ -24,7 +24,14 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from bench_crf import make_input  # noqa: E402
-from bench_peers import alternate, check_parameters, configured, ours, theirs  # noqa: E402
+from bench_peers import (  # noqa: E402
+    alternate,
+    check_parameters,
+    configured,
+    kernels,
+    ours,
+    theirs,
+)
 from torch_networks import PAIRS  # noqa: E402
 
 from jaxseg.ops.crf import PARAMETERS, mean_field  # noqa: E402
@@ -44,6 +51,8 @@ def row(name: str, size: int, batch: int, mode: str, args: argparse.Namespace) -
     work = ours(config, mode)
     runs = [work.run]
     if torch.cuda.is_available():
+        torch.backends.cudnn.benchmark = True
+        torch.cuda.empty_cache()  # what the row before held
         runs.append(theirs(pair, config, mode, compiled=True, device="cuda"))
     taken = alternate(runs, args.seconds)
     median = np.median(taken, axis=0)
@@ -57,26 +66,6 @@ def row(name: str, size: int, batch: int, mode: str, args: argparse.Namespace) -
         found["ratio"] = float(np.median(taken[:, 1] / taken[:, 0]))
     found["kernels"] = kernels(work.run) if args.kernels else []
     return found
-
-
-def kernels(run: Callable, count: int = 12, repetitions: int = 3) -> list[tuple[str, float, int]]:
-    """(name, milliseconds, calls) of one repetition's costliest kernels, by the profiler."""
-    total, calls = collections.Counter(), collections.Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            for _ in range(repetitions):
-                run()
-        (path,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
-        for plane in jax.profiler.ProfileData.from_file(path).planes:
-            for event in (event for line in plane.lines for event in line.events):
-                name = dict(event.stats).get("hlo_op")
-                if name:
-                    total[name] += event.duration_ns
-                    calls[name] += 1
-    return [
-        (name, ns / 1e6 / repetitions, calls[name] // repetitions)
-        for name, ns in total.most_common(count)
-    ]
 
 
 def crf(size: tuple[int, int], seconds: float, iterations: int = 10) -> float:
@@ -109,16 +98,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{device}, jax {jax.__version__}, torch {torch.__version__}, {args.dtype}")
     print(f"measured on one: {args.peak / 1e12:.3g} TFLOP/s, {memory / 1e9:.4g} GB/s")
     begin = time.perf_counter()
-    print(f"{'network':27}{'size':>5}{'batch':>6} {'mode':6}{'images/s':>9}{'MFU':>6}  over torch")
+    print(
+        f"{'network':27}{'size':>5}{'batch':>6} {'mode':6}{'images/s':>9}{'MFU':>6}  over torch"
+        f"{'ms':>9}{'GB':>6}{'compile s':>10}"
+    )
     for name in args.networks:
         for size in args.sizes:
             for batch in args.batches:
                 for mode in args.modes:
-                    found = row(name, size, batch, mode, args)
-                    jax.clear_caches()
+                    head = f"{name:27}{size:5}{batch:6} {mode:6}"
+                    try:
+                        found = row(name, size, batch, mode, args)
+                    except (RuntimeError, ValueError) as error:  # memory, of either library
+                        print(f"{head} {str(error).splitlines()[0]}", flush=True)
+                        continue
+                    finally:
+                        jax.clear_caches()
                     print(
-                        f"{name:27}{size:5}{batch:6} {mode:6}{found['images_per_s']:9.1f}"
-                        f"{found['mfu']:6.1%}  {found['ratio']:.2f}",
+                        f"{head}{found['images_per_s']:9.1f}{found['mfu']:6.1%}"
+                        f"{found['ratio']:12.2f}{found['ms']:9.1f}{found['peak_gb']:6.1f}"
+                        f"{found['compile_s']:10.0f}",
                         flush=True,
                     )
                     for kernel, ms, calls in found["kernels"]:

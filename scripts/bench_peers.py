@@ -7,24 +7,33 @@ Both take the same uint8 images and normalise them, on the same cores; their rep
 and the ratio is the median of torch's time over ours, above 1 where we are faster. Training is
 forward, cross entropy at full size, backward and SGD with momentum; inference gives the logits at
 full size. PyTorch runs eagerly in channels_last, with --compile also through torch.compile, and the
-faster one counts. --metrics times the mean IoU instead.
+faster one counts. --kernels names the costliest of ours. Three other comparisons, instead:
+
+    ./scripts/bench_peers.sh --metrics    # the mean IoU beside torchmetrics'
+    ./scripts/bench_peers.sh --loss       # a loss in blocks beside the plain one: memory and time
 """
 
 import argparse
+import collections
+import glob
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch_networks import PAIRS, Pair
 
 from jaxseg import models, sharding
+from jaxseg.compiler import options
 from jaxseg.experiment import resolve
-from jaxseg.ops import metrics
+from jaxseg.ops import metrics, nll
 from jaxseg.verbs import benchmark
 
 CLASSES = 21
@@ -59,6 +68,7 @@ def theirs(
     """One repetition of the peer's work."""
     bf16 = config.train.compute_dtype == "bfloat16"
     torch.manual_seed(0)
+    torch.compiler.reset()  # else later networks meet the limit of recompilations
     net = pair.peer(CLASSES).to(device, memory_format=torch.channels_last)
     batch = config["train" if mode == "train" else "eval"].batch
     host = benchmark.synthetic(config, batch)
@@ -83,7 +93,7 @@ def theirs(
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     if mode == "infer":
         net.eval()
-        run = torch.compile(forward) if compiled else forward
+        run = torch.compile(forward, dynamic=False) if compiled else forward
 
         def once() -> None:
             with torch.inference_mode():
@@ -94,7 +104,7 @@ def theirs(
     net.train()
     rule = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 1e-4, "fused": True}
     optimizer = torch.optim.SGD(net.parameters(), **rule)
-    run = torch.compile(objective) if compiled else objective
+    run = torch.compile(objective, dynamic=False) if compiled else objective
 
     def once() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -151,36 +161,89 @@ def compare(name: str, size: int, mode: str, args: argparse.Namespace) -> dict:
     }
     found["gflops_per_s"] = work.flops / found["ms"] / 1e6
     found["ratio"] = float(np.median(taken[:, peer] / taken[:, 0]))
+    found["kernels"] = kernels(work.run) if args.kernels else []
     return found
 
 
-def mean_iou(images: int, seconds: float, size: tuple[int, int] = (360, 480)) -> None:
-    """Images a second of the confusion matrix of 11 classes: ours, and torchmetrics' algorithm.
+def kernels(run: Callable, count: int = 12, repetitions: int = 3) -> list[tuple[str, float, int]]:
+    """(name, milliseconds, calls) of one repetition's costliest kernels, by the profiler."""
+    total, calls = collections.Counter(), collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(repetitions):
+                run()
+        (path,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
+        for plane in jax.profiler.ProfileData.from_file(path).planes:
+            for event in (event for line in plane.lines for event in line.events):
+                if operation := dict(event.stats).get("hlo_op"):
+                    name = operation if event.name == operation else f"{operation} ({event.name})"
+                    total[name] += event.duration_ns
+                    calls[name] += 1
+    return [
+        (name, ns / 1e6 / repetitions, calls[name] // repetitions)
+        for name, ns in total.most_common(count)
+    ]
 
-    torchmetrics counts target * K + prediction with torch.bincount, after dropping what is ignored
-    (functional/classification/confusion_matrix.py).
+
+def mean_iou(images: int, seconds: float, size: tuple[int, int] = (360, 480)) -> None:
+    """Images a second of the confusion matrix of 11 classes: ours and torchmetrics'.
+
+    validate_args=False: torchmetrics' look for values out of range, which takes longer than the
+    matrix, is left out, though ours has it.
     """
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     rng, classes = np.random.default_rng(0), 11
-    truth = rng.integers(0, classes + 1, (images, *size))
+    truth = rng.integers(0, classes + 1, (images, *size), np.int32)
     truth = np.where(truth == classes, 255, truth)
-    said = rng.integers(0, classes, truth.shape)
-    a, b = said.astype(np.int32), truth.astype(np.int32)
-    a, b = jax.device_put(a), jax.device_put(b)
+    said = rng.integers(0, classes, truth.shape, np.int32)
+    a, b = jax.device_put(said), jax.device_put(truth)
     p, t = torch.from_numpy(said), torch.from_numpy(truth)
-    count = jax.jit(lambda a, b: metrics.confusions(a, b, classes))
+    count = jax.jit(lambda a, b: metrics.confusions(a, b, classes), compiler_options=options())
 
     def peer() -> torch.Tensor:
-        preds, target = p.flatten(), t.flatten()
-        keep = target != 255
-        preds, target = preds[keep], target[keep]
-        bins = torch.bincount(target * classes + preds, minlength=classes**2)
-        return bins.reshape(classes, classes)
+        return multiclass_confusion_matrix(p, t, classes, ignore_index=255, validate_args=False)
 
     assert (np.asarray(count(a, b)).sum(0) == peer().numpy()).all()
     taken = alternate([lambda: jax.block_until_ready(count(a, b)), peer], seconds)
     rates = images / np.median(taken, axis=0)
-    print(f"mean IoU of {size[1]}x{size[0]}, 11 classes: {rates[0]:.0f} images/s; torchmetrics'")
-    print(f"algorithm {rates[1]:.0f}; ratio {np.median(taken[:, 1] / taken[:, 0]):.2f}")
+    print(f"mean IoU of {size[1]}x{size[0]}, 11 classes: {rates[0]:.0f} images/s, torchmetrics")
+    print(f"{rates[1]:.0f}; ratio {np.median(taken[:, 1] / taken[:, 0]):.2f}")
+
+
+def loss_in_blocks(seconds: float, classes: int = 150, side: int = 512) -> None:
+    """Memory and time of cross entropy at full size and of its gradient: blocks, and whole.
+
+    Of logits at stride 4 alone, as DeepLab v3+ gives them; then of its training step.
+    """
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(1, side // 4, side // 4, classes)), jnp.float32)
+    label = jnp.asarray(rng.integers(0, classes, (1, side, side)), jnp.int32)
+
+    def alone() -> benchmark.Work:
+        step = jax.value_and_grad(lambda x: nll.upsampled_nll(x, label).mean())
+        program, work = benchmark.compiled(jax.jit(step), logits)
+        return work._replace(run=lambda: jax.block_until_ready(program(logits)))
+
+    def whole_step() -> benchmark.Work:
+        config = configured(PAIRS["deeplabv3plus_r50"], side, 1, "train", "float32")
+        config.model.num_classes = classes
+        return benchmark.prepare(config, "train")
+
+    for name, prepare in (("the loss alone", alone), ("a step of DeepLab v3+ R50", whole_step)):
+        works = []
+        for whole in (nll.WHOLE, 2**40):
+            with mock.patch.object(nll, "WHOLE", whole):
+                works.append(prepare())
+            jax.clear_caches()
+        taken = alternate([work.run for work in works], seconds)
+        blocks, plain = works
+        print(
+            f"{name}, {classes} classes, {side}x{side}: {blocks.peak_bytes / 2**20:.0f} MiB and "
+            f"{1e3 * np.median(taken[:, 0]):.0f} ms in blocks, {plain.peak_bytes / 2**20:.0f} MiB "
+            f"and {1e3 * np.median(taken[:, 1]):.0f} ms whole; time ratio "
+            f"{np.median(taken[:, 0] / taken[:, 1]):.2f}"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -193,12 +256,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each row")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--kernels", action="store_true", help="our costliest ones")
     parser.add_argument("--metrics", action="store_true", help="only the mean IoU")
+    parser.add_argument("--loss", action="store_true", help="only the loss in blocks")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
     args = parser.parse_args(argv)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if args.metrics:
         mean_iou(1000, args.seconds)
+        return
+    if args.loss:
+        loss_in_blocks(args.seconds)
         return
     head = f"{'network':27}{'size':>5} {'mode':6}{'ms':>8}{'torch':>8} {'ratio':>6}{'GFLOP/s':>9}"
     print("" if args.json else head, flush=True)
@@ -212,6 +280,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{row['ratio']:6.2f}{row['gflops_per_s']:9.0f}"
                 )
                 print(json.dumps(row) if args.json else text, flush=True)
+                for kernel, ms, calls in [] if args.json else row["kernels"]:
+                    print(f"    {ms:9.3f} ms {calls:4} x {kernel}")
 
 
 if __name__ == "__main__":

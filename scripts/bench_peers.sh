@@ -8,6 +8,7 @@ if ! python -c "import torch, torchvision" 2>/dev/null; then
         ".venv/bin/pip install torch torchvision" >&2
     exit 2
 fi
-python -m pip install --quiet --disable-pip-version-check --no-deps timm segmentation_models_pytorch
-python -m pip install --quiet --disable-pip-version-check huggingface-hub safetensors tqdm pyyaml
+pip_install=(python -m pip install --quiet --disable-pip-version-check)
+"${pip_install[@]}" --no-deps timm segmentation_models_pytorch torchmetrics lightning-utilities
+"${pip_install[@]}" huggingface-hub safetensors tqdm pyyaml
 python scripts/bench_peers.py "$@"

@@ -20,10 +20,14 @@ def test_toy_sizes(monkeypatch, capsys):
     bench = importlib.import_module("bench_gpu")
     monkeypatch.setattr(bench.benchmark, "peaks", lambda dtype: (1e12, 1e11))
     monkeypatch.setattr(bench, "alternate", lambda runs, _: bench_once(runs))
-    bench.main(["--toy", "--modes", "infer"])
+    bench.main(["--toy"])
     out = capsys.readouterr().out
-    assert re.search(r"deeplabv3plus_mobilenetv2 +64 +8 infer +\d+\.\d +\d+\.\d%", out)
+    for mode in ("train", "infer"):
+        assert re.search(rf"deeplabv3plus_mobilenetv2 +64 +8 {mode} +\d+\.\d +\d+\.\d%", out)
     assert re.search(r"\d ms +\d+ x \S+", out) and "exact CRF, 32x24" in out
+    monkeypatch.setattr(bench, "row", lambda *_: (_ for _ in ()).throw(RuntimeError("out of it")))
+    bench.main(["--toy", "--modes", "train"])
+    assert "train  out of it" in capsys.readouterr().out
     for name in ("bench_gpu", "bench_peers", "bench_crf", "torch_networks", "parity"):
         sys.modules.pop(name, None)
 

@@ -28,6 +28,7 @@ def bench():
 NAMES = (
     *("deeplabv3plus_r50", "fcn_r50", "deeplabv3_r50", "pspnet_r50", "deeplabv3plus_mobilenetv2"),
     *("deeplabv3plus_xception65", "unet", "unet_same", "segnet"),
+    *("fcn_r101", "deeplabv3_r101", "deeplabv3plus_r101", "pspnet_r101"),
 )
 
 
@@ -39,7 +40,7 @@ def test_as_many_parameters(bench, name):
 
 
 def test_all_pairs_are_known(bench):
-    assert set(NAMES) == {name for name in bench.PAIRS if "r101" not in name}
+    assert set(NAMES) == set(bench.PAIRS)
 
 
 @pytest.mark.slow
@@ -69,7 +70,26 @@ def test_a_table_of_one_network(bench, capsys, monkeypatch):
     assert all(float(line.split()[5]) > 0 for line in lines[1:])
 
 
+@pytest.mark.slow
+def test_the_peer_compiles(bench):
+    """torch.compile takes what is timed, in training and in inference."""
+    pair = bench.PAIRS["unet_same"]
+    for mode in ("train", "infer"):
+        config = bench.configured(pair, 16, 1, mode, "float32")
+        config.model.widths = (2,) * 5
+        bench.theirs(pair, config, mode, compiled=True)()
+
+
+@pytest.mark.slow
+def test_the_loss_in_blocks_and_whole(bench, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "alternate", lambda runs, _: np.full((1, len(runs)), 0.1))
+    bench.loss_in_blocks(0.0, classes=40, side=128)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all("ms in blocks" in line for line in lines)
+
+
 def test_mean_iou_is_counted_alike(bench, capsys):
     """The script compares both confusion matrices before it times them."""
+    pytest.importorskip("torchmetrics")
     bench.mean_iou(3, 0.0, size=(8, 10))
     assert "images/s" in capsys.readouterr().out and np.isfinite(jax.device_count())

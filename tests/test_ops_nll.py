@@ -78,6 +78,19 @@ def test_ignored_logits_never_matter_and_wrong_labels_tell(blocks):
         assert bool(jnp.isnan(upsampled_nll(logits, label.at[0, 0, 0].set(wrong))[0, 0, 0]))
 
 
+def test_an_accelerator_takes_larger_blocks(monkeypatch):
+    logits, label, g = data((4, 6), (16, 24))
+    monkeypatch.setattr(module, "WHOLE", 0)
+    monkeypatch.setattr(module, "BLOCK", 2 * 16 * 4)  # one column
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    y, pull = jax.vjp(lambda x: upsampled_nll(x, label), logits)
+    want, there = jax.vjp(lambda x: plain(x, label, False), logits)
+    np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(*pull(g), *there(g), rtol=1e-5, atol=1e-5)
+    text = str(jax.make_jaxpr(lambda x: upsampled_nll(x, label))(logits))
+    assert "length=2" in text  # blocks of 16 columns
+
+
 @pytest.mark.parametrize("name", ["cross_entropy", "top_k", "ohem", "focal", "dice", "lovasz"])
 def test_every_loss_takes_small_logits(name, blocks):
     """Its value is that of upsampled ones, with weights and a map where it knows them."""

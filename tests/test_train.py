@@ -185,6 +185,19 @@ def test_the_logged_rate_is_the_one_applied_after_a_skipped_step():
     assert float(logs["lr"]) == pytest.approx(config.optim.lr)  # the first that counts
 
 
+def test_frozen_parameters_have_no_part_in_clipping():
+    plain = {"optim__weight_decay": 0.0, "optim__momentum": 0.0, "optim__clip": 1e-3}
+    config = small_config(optim__multipliers=(("^down1_1/", 0.0),), **plain)
+    mesh = sharding.make_mesh(config.mesh)
+    _, init, step = build(config, mesh)
+    before = init()
+    after, logs = jax.jit(step)(before, sharding.put_batch(random_batch(config), mesh))
+    moved = jax.tree.map(jnp.subtract, after.params, before.params)
+    assert all((x == 0).all() for x in jax.tree.leaves(moved["down1_1"]))
+    length = jnp.sqrt(sum((x**2).sum() for x in jax.tree.leaves(moved)))
+    np.testing.assert_allclose(length, logs["lr"] * config.optim.clip, rtol=1e-3)
+
+
 def test_an_all_ignored_batch_gives_no_loss_and_no_nan():
     config = small_config()
     batch = random_batch(config)

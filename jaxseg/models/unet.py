@@ -190,7 +190,7 @@ def loss(
     value = pixel(logits, label, weight)
     if "aux_logits" not in outputs:
         return value, {"loss": value}
-    aux = pixel(resize(outputs["aux_logits"].astype(jnp.float32), size), label, weight)
+    aux = pixel(outputs["aux_logits"], label, weight)
     logs = {"loss": value + aux_weight * aux, "main_loss": value, "aux_loss": aux}
     return logs["loss"], logs
 

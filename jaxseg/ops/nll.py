@@ -16,6 +16,7 @@ from jaxseg.ops.resize import interpolation, resize, resize_axis
 
 WHOLE = 2**24  # elements of upsampled logits up to which they are computed at once
 BLOCK = 2**21  # elements of one block, about: larger ones leave a CPU's caches
+LARGE = 2**4  # times as many on an accelerator, which many small blocks would leave idle
 
 
 def clean(
@@ -55,6 +56,8 @@ def upsampled_nll(
     """
     batch, height, width = label.shape
     column = batch * height * logits.shape[3]
+    if jax.default_backend() != "cpu":
+        column = -(-column // LARGE)
     if column * width <= WHOLE:
         full = resize(logits.astype(jnp.float32), label.shape[1:], align_corners)
         full, known, counted = clean(full, label, ignore)
