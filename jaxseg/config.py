@@ -113,7 +113,9 @@ def default() -> ConfigDict:
     train.eval_every = 5_000  # steps; 0 = at the end only
     train.checkpoint_every = 1_000  # steps; 0 = at the end only
     train.keep = 3  # newest checkpoints kept
-    train.spike = 6.0  # a loss is bad beyond the median and so many median deviations; 0 = none is
+    # A loss leaps where it is above twice the median and above the median and so many median
+    # deviations of the losses before; 0 = none does.
+    train.spike = 6.0
     train.watchdog = 1800.0  # seconds without a step, batch or save that end a stuck run; 0 = none
 
     config.eval = evaluation = ConfigDict()
