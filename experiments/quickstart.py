@@ -1,4 +1,4 @@
-"""A small U-Net on `shapes`, the embedded data set: the whole pipeline in about a minute on two CPU cores.
+"""A small U-Net on `shapes`, the embedded data set: the whole pipeline in a minute on two cores.
 
     python -m jaxseg.main --config experiments/quickstart.py --workdir runs/quickstart
 

@@ -4,7 +4,7 @@ The paper's network, valid convolutions and no norm, on the ISBI 2012 membranes.
 
     python -m jaxseg.main --config experiments/unet.py --workdir runs/unet_original
 
-Same padding and batch norm; inside at half the resolution, except for ISBI. Measured: see the README.
+Same padding and batch norm; inside at half the resolution, except for ISBI. Measured: see README.
 
     python -m jaxseg.main --config experiments/unet.py:dataset=isbi2012,variant=same --workdir DIR
     python -m jaxseg.main --config experiments/unet.py:dataset=camvid,variant=same --workdir DIR
