@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxseg import main
+from jaxseg.data import catalog
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -95,3 +96,16 @@ def test_the_files_and_pictures_named_exist():
         assert list((ROOT / "jaxseg").rglob(name)), name
     modules = {p.name for p in (ROOT / "jaxseg").glob("*.py")} - {"__init__.py", "errors.py"}
     assert modules <= set(re.findall(r"\b(\w+\.py)\b", layout))
+
+
+def test_the_tests_that_hold_the_promises_exist():
+    promises = README.split("What is promised")[1].split("| exit code")[0]
+    named = re.findall(r"`(test_\w+\.py)`", promises)
+    assert len(named) >= 9
+    assert all((ROOT / "tests" / name).is_file() for name in named), named
+
+
+def test_all_data_sets_are_named():
+    text = README.split("Published data sets")[1].split("## The networks")[0]
+    named = {name.split(":")[0] for name in re.findall(r"`([a-z_0-9]+(?::\S+)?)`", text)}
+    assert named >= set(catalog.LAYOUTS) | set(catalog.OWN)

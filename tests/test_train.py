@@ -10,6 +10,7 @@ import pytest
 
 from jaxseg import checkpoint, models, sharding
 from jaxseg import config as configs
+from jaxseg import train as trainer
 from jaxseg.data import sources
 from jaxseg.errors import InputError
 from jaxseg.train import STOPPED, build, compile_step, load_variables, train, warm_start
@@ -222,6 +223,35 @@ def test_ema_is_the_moving_average_and_is_what_evaluation_uses():
     for x, y in zip(jax.tree.leaves(states[-1].ema), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6)
     assert states[-1].variables() is states[-1].ema
+
+
+def test_the_loop_never_waits_for_the_step_that_runs(tmp_path, few_scenes, monkeypatch):
+    """Whatever the host reads of a step's logs, it reads after the next step was dispatched."""
+    dispatched, seen, compile_step, device_get = [], [], trainer.compile_step, jax.device_get
+
+    def compiled(*args):
+        run = compile_step(*args)
+
+        def step(state, batch):
+            state, logs = run(state, batch)
+            dispatched.append(logs)
+            return state, logs
+
+        return step
+
+    def get(tree):
+        for x in jax.tree.leaves(tree):
+            of = [i for i, logs in enumerate(dispatched) if any(x is y for y in logs.values())]
+            seen.extend((i, len(dispatched)) for i in of)
+        return device_get(tree)
+
+    monkeypatch.setattr(trainer, "compile_step", compiled)
+    monkeypatch.setattr(jax, "device_get", get)
+    config = small_config(train__log_every=1, train__eval_every=0)
+    assert train(config, tmp_path / "run") == 0
+    last = config.train.steps - 1
+    assert {step for step, _ in seen} == set(range(last + 1))
+    assert all(count >= step + 2 for step, count in seen if step < last)
 
 
 def metrics_of(workdir):
