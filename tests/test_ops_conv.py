@@ -100,6 +100,16 @@ def test_against_loops(op, case, platform):
         np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
 
+def test_many_channels_against_loops():
+    """From 1000 on, depthwise's gradient takes one pass for each tap."""
+    x, kernel = random(0, 1, 9, 8, 1000), random(1, 3, 3, 1000)
+    args = (2, 2, ((2, 2), (2, 1)))
+    g, found = run(depthwise, x, kernel, *args)
+    expected = reference(*(a.astype(np.float64) for a in (x, kernel, g)), *args)
+    for have, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
 @pytest.mark.parametrize("op", [conv, depthwise])
 @pytest.mark.parametrize("case", [CASES[1], CASES[6], CASES[8]], ids=str)
 def test_bfloat16(op, case, platform):

@@ -20,6 +20,11 @@ def _same(rate):
     return lambda x: conv(x, KERNEL, rate=rate, padding=((rate, rate), (rate, rate)))
 
 
+def _each(rate):
+    edges = ((rate, rate), (rate, rate))
+    return lambda x: depthwise(x, KERNEL[..., 0], rate=rate, padding=edges)
+
+
 OPERATIONS = {
     "a rate within a device's rows": (_same(2), 32),
     "a rate beyond them": (_same(6), 32),
@@ -27,7 +32,12 @@ OPERATIONS = {
     "a rate beyond the image": (_same(40), 32),
     "uneven shares of rows": (_same(12), 33),
     "valid, strided": (lambda x: conv(x, KERNEL, stride=2, rate=9), 64),
-    "depthwise": (lambda x: depthwise(x, KERNEL[0, 0, None], padding=((18, 18), (0, 0))), 32),
+    "depthwise, a rate beyond them": (_each(6), 32),
+    "depthwise, a rate beyond half of the image": (_each(18), 32),
+    "depthwise, one row of taps": (
+        lambda x: depthwise(x, KERNEL[0, 0, None], padding=((18, 18), (0, 0))),
+        32,
+    ),
     "resize by 4": (lambda x: resize(x, (128, 32)), 32),
     "resize, aligned corners": (lambda x: resize(x, (128, 24), align_corners=True), 32),
     "resize to uneven shares": (lambda x: resize(x, (50, 24)), 32),
