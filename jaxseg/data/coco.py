@@ -89,7 +89,7 @@ def _instances(
 def _masks(label: Annotated) -> list[np.ndarray]:
     try:
         return [rle.decode(segmentation, label.size) for _, segmentation, _ in label.shapes]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise InputError(
             f"cannot read the segmentation of an object of {label.image} in {shown(label.file)}: "
             f"{error}"
