@@ -103,6 +103,42 @@ def test_a_file_that_is_not_cocos_is_named(tmp_path, content):
         catalog.open_split(f"coco:{tmp_path}", "val")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"annotations": [None]}, "annotations must be a list of objects"),
+        ({"images": [3]}, "images must be a list of objects"),
+        ({"images": 3}, "'int' object is not iterable"),
+        ({"categories": [{"id": [1], "name": "a"}]}, "each id of categories must be a number"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": "2", "name": "b"}]}, "each id of categor"),
+        ({"images": [{"id": 1}, {"id": "2"}]}, "each id of images must be a number, or each a"),
+        ({"annotations": [{"category_id": [1]}]}, "each category_id of annotations"),
+        ({"annotations": [{"image_id": {}}]}, "each image_id of annotations"),
+    ],
+)
+def test_entries_that_are_not_cocos_are_named(tmp_path, change, message):
+    place = _write(tmp_path, []) / "annotations/instances_val2017.json"
+    content = json.dumps(json.loads(place.read_text()) | change)
+    for name in ("instances_train2017.json", place.name):
+        place.with_name(name).write_text(content)
+    for layout in ("coco", "coco_json"):
+        with pytest.raises(InputError, match=rf"2017\.json is not COCO's JSON: .*{message}"):
+            catalog.open_split(f"{layout}:{tmp_path}", "val", complete=False)
+
+
+def test_an_entry_that_lacks_a_field_is_named(tmp_path):
+    _write(tmp_path, [{"category_id": 1}])
+    with pytest.raises(InputError, match="an image or annotation lacks 'segmentation'"):
+        catalog.open_split(f"coco:{tmp_path}", "val")
+
+
+def test_objects_of_a_category_that_coco_lacks_are_refused(tmp_path):
+    _write(tmp_path, [{"category_id": c, "segmentation": SQUARE} for c in (1, 91)])
+    message = rf"val2017\.json has objects of category 91, .* the data set is coco_json:{tmp_path}"
+    with pytest.raises(InputError, match=message):
+        catalog.open_split(f"coco:{tmp_path}", "val")
+
+
 def test_missing_annotations_show_the_tree(tmp_path):
     (tmp_path / "coco").mkdir()
     with pytest.raises(InputError, match=r"no .*train2017\.json(?s:.*)coco/val2017/\*\.jpg"):
@@ -201,6 +237,14 @@ def test_a_segment_that_the_json_lacks_is_named(tmp_path):
     Image.new("RGB", (3, 2), (7, 1, 0)).save(tmp_path / "annotations/panoptic_val2017/a.png")
     entry = {"file_name": "a.png", "image_id": 1, "segments_info": []}
     file = tmp_path / "annotations/panoptic_val2017.json"
+    file.write_text(json.dumps({"annotations": [entry]}))
+    segment = {"id": 263, "category_id": 1, "iscrowd": 0}
+    other = {"id": 7, "category_id": 500, "iscrowd": 0}
+    content = {"annotations": [entry | {"segments_info": [segment, other]}]}
+    file.write_text(json.dumps(content))
+    message = r"panoptic_val2017\.json has a segment of category 500 in a\.png, .* leave the segm"
+    with pytest.raises(InputError, match=message):
+        catalog.open_split(f"coco_panoptic:{tmp_path}", "val")
     file.write_text(json.dumps({"annotations": [entry]}))
     source = catalog.open_split(f"coco_panoptic:{tmp_path}", "val")
     with pytest.raises(InputError, match=r"a\.png holds ids 263 \(6 pixels\)"):

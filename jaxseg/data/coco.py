@@ -21,6 +21,7 @@ from jaxseg.data.voc import below
 from jaxseg.errors import InputError
 
 YEARS = ("2017", "2014", "")
+IDS = {"images": ("id",), "categories": ("id",), "annotations": ("image_id", "category_id")}
 
 
 class Annotated(NamedTuple):
@@ -36,8 +37,13 @@ def read_json(path: Path) -> dict:
     """Raises InputError where the file is not COCO's JSON."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        for key in ("images", "annotations", "categories"):
-            content[key][:0]
+        for key, fields in IDS.items():
+            if not all(isinstance(entry, dict) for entry in content[key]):
+                raise TypeError(f"{key} must be a list of objects")
+            for field in fields:
+                kinds = {type(entry[field]) for entry in content[key] if field in entry}
+                if not (kinds <= {int, float} or kinds == {str}):
+                    raise TypeError(f"each {field} of {key} must be a number, or each a text")
         _ = [(category["id"], category["name"]) for category in content["categories"]]
         return content
     except OSError as error:
@@ -52,6 +58,22 @@ def coco(root: Path, split: str, table: Table) -> Listing:
     coco/train2017/*.jpg        (or coco/images/train2017/*.jpg)
     coco/val2017/*.jpg"""
     file, folder = _parts(root, split, "annotations/instances_{}.json", coco.__doc__)
+    content = read_json(file)
+    unknown = {entry.get("category_id") for entry in content["annotations"]} - {*table.ids, None}
+    if unknown:
+        raise InputError(
+            f"{shown(file)} has objects of category {min(unknown)}, which is none of COCO's: where "
+            f"the categories are your own, the data set is coco_json:{root}"
+        )
+    return _instances(file, content, folder, table)
+
+
+def coco_voc(root: Path, split: str, table: Table) -> Listing:
+    """COCO, of whose objects those of Pascal VOC's classes are drawn, as its archives unpack
+    coco_voc/annotations/instances_{train,val}2017.json
+    coco_voc/train2017/*.jpg        (or coco_voc/images/train2017/*.jpg)
+    coco_voc/val2017/*.jpg"""
+    file, folder = _parts(root, split, "annotations/instances_{}.json", coco_voc.__doc__)
     return _instances(file, read_json(file), folder, table)
 
 
@@ -66,7 +88,7 @@ def _parts(root: Path, split: str, pattern: str, tree: str) -> tuple[Path, Path]
 def _instances(
     file: Path, content: dict, folder: Path, table: Table, split: str | None = None
 ) -> Listing:
-    """The images that a JSON file has; those without objects are background."""
+    """The images that a JSON file has; those without objects of the table are background."""
     shapes: dict[Any, list] = {}
     try:
         for entry in content["annotations"]:
@@ -80,7 +102,7 @@ def _instances(
             Annotated(file, e["file_name"], (e["height"], e["width"]), shapes.get(e["id"], []))
             for e in entries
         ]
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise InputError(f"{shown(file)}: an image or annotation lacks {error}") from error
     images = [folder / label.image for label in labels]
     return Listing(images, labels, _drawn, _instances_of)
@@ -193,14 +215,23 @@ def coco_panoptic(root: Path, split: str, table: Table) -> Listing:
 
 
 def panoptic(file: Path, image_of: Callable[[dict], Path], table: Table) -> Listing:
-    """A panoptic JSON with the folder of PNGs of the same name beside it."""
+    """A panoptic JSON with the folder of PNGs of the same name beside it.
+
+    Raises InputError where it is none, and for a category that the table lacks.
+    """
     images, labels = [], []
     try:
         for entry in json.loads(file.read_text())["annotations"]:
-            segments = {
-                segment["id"]: (table.ids[segment["category_id"]], bool(segment["iscrowd"]))
-                for segment in entry["segments_info"]
-            }
+            segments = {}
+            for segment in entry["segments_info"]:
+                category, crowd = segment["category_id"], bool(segment["iscrowd"])
+                if category not in table.ids:
+                    raise InputError(
+                        f"{shown(file)} has a segment of category {category} in "
+                        f"{entry['file_name']}, which is none of the data set's "
+                        f"{len(table.ids)}: give it one of theirs, or leave the segment out"
+                    )
+                segments[segment["id"]] = (table.ids[category], crowd)
             images.append(image_of(entry))
             labels.append(Segmented(file.with_suffix("") / entry["file_name"], segments))
     except (ValueError, KeyError, TypeError) as error:
