@@ -64,6 +64,31 @@ def test_objects_are_drawn_and_listed(tmp_path):
     assert not source[1]["label"].any() and source[1]["instances"]["masks"].shape == (0, 8, 10)
 
 
+def test_objects_have_the_area_and_the_box_that_their_annotation_says(tmp_path):
+    one = {"category_id": 1, "segmentation": SQUARE}
+    said = {"area": 7.25, "bbox": [1.5, 2, 3.25, 4]}
+    notes = [one | said, one, one | {"area": None, "bbox": []}, one | {"category_id": 2}]
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    folder = _write(tmp_path / "mine", notes, categories)
+    (folder / "annotations/instances_val2017.json").rename(folder / "annotations.json")
+    (folder / "val2017").rename(folder / "images")
+    source = catalog.open_split(f"coco_json:{folder}", "all", instances=True)
+    objects = source[0]["instances"]
+    np.testing.assert_array_equal(objects["areas"], [7.25, *[np.nan] * 3])
+    np.testing.assert_array_equal(objects["boxes"][0], [2, 1.5, 6, 4.75])
+    assert np.isnan(objects["boxes"][1:]).all() and objects["boxes"].shape == (4, 4)
+    assert source[1]["instances"]["boxes"].shape == (0, 4)
+
+
+@pytest.mark.parametrize("said", [{"area": "big"}, {"area": [1, 2]}, {"bbox": [1, 2, 3]}])
+def test_an_area_or_a_box_that_is_none_is_named(tmp_path, said):
+    _write(tmp_path, [{"category_id": 1, "segmentation": SQUARE, **said}])
+    source = catalog.open_split(f"coco:{tmp_path}", "val", instances=True)
+    message = r"area or bbox of an object of 000000000003\.jpg in .*val2017\.json is no number, or"
+    with pytest.raises(InputError, match=message):
+        source[0]
+
+
 def test_only_the_classes_of_voc_are_drawn_for_voc(tmp_path):
     shapes = [[[*np.array(SQUARE[0]) + shift]] for shift in (0, 4)]
     shapes = [[list(map(float, shape[0]))] for shape in shapes]

@@ -24,13 +24,23 @@ YEARS = ("2017", "2014", "")
 IDS = {"images": ("id",), "categories": ("id",), "annotations": ("image_id", "category_id")}
 
 
+class Shape(NamedTuple):
+    """One annotation."""
+
+    id: int  # 0..K-1
+    segmentation: Any
+    crowd: bool
+    area: float | None  # pixels; None: the annotation does not say
+    box: list[float] | None  # x, y, width, height, pixels
+
+
 class Annotated(NamedTuple):
     """The annotations of one image."""
 
     file: Path  # where they stand
     image: str
     size: tuple[int, int]  # height, width
-    shapes: list[tuple[int, Any, bool]]  # id 0..K-1, segmentation, crowd
+    shapes: list[Shape]
 
 
 def read_json(path: Path) -> dict:
@@ -93,9 +103,14 @@ def _instances(
     try:
         for entry in content["annotations"]:
             if entry["category_id"] in table.ids:
-                crowd = bool(entry.get("iscrowd", False))
-                one = (table.ids[entry["category_id"]], entry["segmentation"], crowd)
-                shapes.setdefault(entry["image_id"], []).append(one)
+                shape = Shape(
+                    table.ids[entry["category_id"]],
+                    entry["segmentation"],
+                    bool(entry.get("iscrowd", False)),
+                    entry.get("area"),
+                    entry.get("bbox"),
+                )
+                shapes.setdefault(entry["image_id"], []).append(shape)
         entries = sorted(content["images"], key=lambda entry: entry["id"])
         entries = part(entries, split) if split else entries
         labels = [
@@ -110,7 +125,7 @@ def _instances(
 
 def _masks(label: Annotated) -> list[np.ndarray]:
     try:
-        return [rle.decode(segmentation, label.size) for _, segmentation, _ in label.shapes]
+        return [rle.decode(shape.segmentation, label.size) for shape in label.shapes]
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise InputError(
             f"cannot read the segmentation of an object of {label.image} in {shown(label.file)}: "
@@ -125,16 +140,27 @@ def _drawn(label: Annotated) -> np.ndarray:
     """
     drawn = np.zeros(label.size, np.uint8)
     count = np.zeros(label.size, np.uint16)
-    for (i, *_), mask in zip(label.shapes, _masks(label), strict=True):
-        drawn[mask] = i
+    for shape, mask in zip(label.shapes, _masks(label), strict=True):
+        drawn[mask] = shape.id
         count += mask
     drawn[count > 1] = IGNORE
     return drawn
 
 
 def _instances_of(label: Annotated) -> dict:
-    ids, _, crowd = zip(*label.shapes, strict=True) if label.shapes else ((), (), ())
-    return objects(_masks(label), ids, crowd, label.size)
+    shapes = label.shapes
+    found = objects(_masks(label), [s.id for s in shapes], [s.crowd for s in shapes], label.size)
+    count = len(shapes)
+    try:  # None becomes NaN
+        areas = np.array([s.area for s in shapes], np.float64).reshape(count)
+        boxes = np.array([s.box or [None] * 4 for s in shapes], np.float64).reshape(count, 4)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(
+            f"the area or bbox of an object of {label.image} in {shown(label.file)} is no number, "
+            f"or not four: {error}. Leave them out where they are not known"
+        ) from error
+    x, y, width, height = boxes.T
+    return {**found, "areas": areas, "boxes": np.stack([y, x, y + height, x + width], axis=1)}
 
 
 def coco_json(root: Path, split: str, table: Table) -> Listing:
