@@ -23,8 +23,8 @@ def _oracle(monkeypatch):
 
 
 def _truth(folder: Path) -> dict:
-    """Twelve images with polygons whose area and box are not their pixels', with crowds, with an
-    object of less than a pixel and with some that lack an area or a box; COCO's JSON, written."""
+    """COCO's JSON, written, of twelve images of polygons whose area and box are not their pixels',
+    some crowds, and two objects of less than a pixel."""
     rng, annotations, images = np.random.default_rng(0), [], []
     for number in range(1, 13):
         name = f"{number}.png"
@@ -38,10 +38,8 @@ def _truth(folder: Path) -> dict:
             one |= {"segmentation": [polygon], "area": w * h * rng.uniform(0.2, 4)}
             one["bbox"] = [x - 2.7, y + 1.4, w * 1.1, h + 3.3]
             if crowd:
-                mask = rle.decode([polygon], SIZE)
-                changes = np.flatnonzero(np.diff(mask.T.ravel(), prepend=False, append=True))
-                counts = np.diff(changes, prepend=0).tolist()
-                one["segmentation"] = {"size": SIZE, "counts": counts}
+                runs = rle.encode(rle.decode([polygon], SIZE))
+                one["segmentation"] = {**runs, "counts": rle.unpack(runs["counts"])}
             annotations.append({"id": len(annotations) + 1, **one})
     tiny = {"segmentation": [[3.2, 3.2, 3.4, 3.4, 3.2, 3.6]], "bbox": [3.2, 3.2, 0.2, 0.4]}
     for number in (2, 9):

@@ -33,8 +33,8 @@ class _Augment(grain.transforms.RandomMap):
     def random_map(self, example: dict, rng: np.random.Generator) -> dict:
         classes = len(self.source.classes) if self.data.transform else IGNORE
         if self.data.objects:
-            things = self.source.classes.things
-            empty = ~of_classes(example["instances"], things, empty=True)["masks"].any((1, 2))
+            found, things = example["instances"], self.source.classes.things
+            empty = np.isin(found["classes"], things) & ~found["masks"].any((1, 2))
         example = augment(example, rng, self.data, self.another, classes)
         label = example["label"].astype(np.int32)
         batch = {"image": example["image"], "label": label, "valid": np.bool_(True)}
