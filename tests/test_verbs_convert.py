@@ -155,7 +155,6 @@ def test_only_the_head_may_be_new_where_the_source_has_none(arch, tmp_path):
         convert("timm", arch, saved(tmp_path / "resnet18.npz", encoder()), tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_help_and_readme_name_every_source(capsys):
     with pytest.raises(SystemExit):
         run(["convert", "--help"])
@@ -171,6 +170,7 @@ def test_help_and_readme_name_every_source(capsys):
     assert all(names.get(source, source) in sentence for source in SOURCES)
 
 
+@pytest.mark.slow
 def test_a_classifier_of_timm_gets_a_new_head(tmp_path, capsys):
     path = saved(tmp_path / "resnet18.npz", encoder())
     assert convert("timm", "resnet18", path, tmp_path / "run", num_classes=3) == 0
