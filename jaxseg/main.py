@@ -167,7 +167,7 @@ def parser(verb: str) -> Parser:
         p.add_argument("--output", type=Path, required=True, metavar="FILE.png")
         p.add_argument("--count", type=int, default=16, metavar="N", help="examples, 16 by default")
     if verb == "convert":
-        p.add_argument("--source", required=True, help="torchvision, smp, mmseg or timm")
+        p.add_argument("--source", required=True, help="torchvision, smp, mmseg, mmdet or timm")
         p.add_argument("--arch", required=True, help="as the source calls it")
         p.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
         p.add_argument(

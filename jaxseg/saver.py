@@ -24,7 +24,7 @@ class Saver:
     A label [H,W] becomes FOLDER/NAME.png, indexed, with the step, the classes and, where given, the
     settings that were asked for inside. What a network of objects found is that label too, where
     it says one, and with all other images: FOLDER/results.json, COCO's results, in which masks are
-    run lengths, and where there are boxes boxes.json (apart, because COCO's tool measures a mask
+    run lengths, and of a network of boxes boxes.json (apart, because COCO's tool measures a mask
     with a box by its box); FOLDER/panoptic.json and panoptic/NAME.png, COCO's panoptic form, which
     is that of Cityscapes too; and of its data sets cityscapes/NAME.txt with cityscapes/masks/. The
     ids in them are those of the data set's own files.
@@ -43,7 +43,8 @@ class Saver:
         self.note = json.dumps({"step": step, "names": classes.names, "eval": asked})
         self.written: set[str] = set()
         self.results: list[dict] | None = None
-        self.boxes: list[dict] = []
+        self.boxes: list[dict] | None = None
+        self.taken: dict[int | str, str] = {}
         self.segments: list[dict] = []
         self.city, self.ids = False, {i: i for i in range(len(classes))}
         if config is not None and models.of_objects(config):
@@ -63,12 +64,15 @@ class Saver:
                 save_label(file, answer, self.classes, self.note)
 
     def _found(self, name: str, found: Found) -> None:
+        results.take_id(self.taken, name)
         if found.instances is not None:
             self.results = self.results or []
+            if "boxes" in found.instances:
+                self.boxes = self.boxes or []
             for entry in results.coco_results(name, found.instances, self.ids):
                 box = entry.pop("bbox")
                 self.results.append(entry)
-                if "boxes" in found.instances:
+                if self.boxes is not None:
                     rest = {k: v for k, v in entry.items() if k != "segmentation"}
                     self.boxes.append({**rest, "bbox": box})
             if self.city:
@@ -83,7 +87,7 @@ class Saver:
         """Writes what is about all images."""
         if self.results is not None:
             results.save_json(self.folder / "results.json", self.results)
-        if self.boxes:
+        if self.boxes is not None:
             results.save_json(self.folder / "boxes.json", self.boxes)
         if self.segments:
             whole = results.panoptic_json(self.segments, self.classes, self.ids)
@@ -93,21 +97,27 @@ class Saver:
 class Given:
     """given(name, size): what files of COCO's forms say was found in an image; see `Saver`.
 
-    results.json, with boxes.json where its entries are as many and in the same order,
-    panoptic.json with the folder panoptic/, and labels NAME.png where they are there.
+    results.json, with boxes.json whose entries are as many and in the same order, panoptic.json
+    with the folder panoptic/, and labels NAME.png where they are there.
     """
 
     def __init__(self, folder: Path, ids: Mapping[int, int], classes: Classes):
-        """ids: class id -> that of the files. Raises InputError where a file is not COCO's."""
+        """ids: class id -> that of the files. Raises InputError where a file is not COCO's, or
+        boxes.json not of results.json."""
         self.folder, self.things = folder, classes.things
         self.classes = {value: i for i, value in ids.items()}
-        entries = self._read("results.json") or []
-        boxes = self._read("boxes.json") or entries
-        self.boxed = bool(entries) and len(boxes) == len(entries) and "bbox" in boxes[0]
+        entries, boxes = self._read("results.json") or [], self._read("boxes.json")
+        self.boxed = boxes is not None or (bool(entries) and "bbox" in entries[0])
+        boxes = entries if boxes is None else boxes
+        if len(boxes) != len(entries):
+            raise InputError(
+                f"{folder / 'boxes.json'} holds {len(boxes)} boxes and results.json {len(entries)} "
+                "objects: needs a box for each, in the same order; without it masks alone score"
+            )
         segments = (self._read("panoptic.json") or {"annotations": []})["annotations"]
         self.panoptic, self.objects = {s["image_id"]: s for s in segments}, {}
-        self.masks = (folder / "results.json").is_file()
-        for entry, box in zip(entries, boxes if self.boxed else entries, strict=True):
+        self.masks, self.taken = (folder / "results.json").is_file(), {}
+        for entry, box in zip(entries, boxes, strict=True):
             one = {**entry, "bbox": box["bbox"]} if self.boxed else entry
             self.objects.setdefault(entry["image_id"], []).append(one)
 
@@ -123,7 +133,7 @@ class Given:
             raise InputError(f"cannot read {path}: {error}") from error
 
     def __call__(self, name: str, size: tuple[int, int]) -> Found:
-        place = results.image_id(name)
+        place = results.take_id(self.taken, name)
         try:
             panoptic = self._panoptic(name, place) if self.panoptic else None
             instances = self._instances(self.objects.get(place, []), size) if self.masks else None

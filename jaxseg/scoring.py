@@ -94,7 +94,8 @@ class Objects:
             self.segments += counts
             scores["PQ"] = panoptic_quality.scores(counts, self.things)["PQ"]
         if found.instances is not None:
-            masks, boxes = matches(found.instances, of_classes(truth["instances"], self.things))
+            true = of_classes(truth["instances"], self.things, empty=True)
+            masks, boxes = matches(found.instances, true)
             self.masks[index] = masks
             scores["AP"] = average_precision.image_score(masks)
             if boxes is not None:
@@ -157,18 +158,30 @@ def rename(key: str, end: str) -> str:
 
 
 def matches(found: dict, truth: dict) -> tuple[dict, dict | None]:
-    """What `average_precision.match` gives for the masks and, where there are some, the boxes."""
-    found, truth = (
+    """What `average_precision.match` gives for the masks and, where there are some, the boxes.
+
+    A true object has the area and the box that the truth itself says, see `sources.objects`.
+    """
+    found, drawn = (
         {**o, "bounds": bounds(o["masks"]), "areas": average_precision.mask_areas(o["masks"])}
         for o in (found, truth)
     )
-    truth["masks"] = truth["masks"].astype(bool)
-    masks = average_precision.match(found, truth, average_precision.mask_ious(found, truth))
+    drawn["masks"] = drawn["masks"].astype(bool)
+    ious = average_precision.mask_ious(found, drawn)
+    truth = {**drawn, "areas": _said(truth, "areas", drawn["areas"])}
+    masks = average_precision.match(found, truth, ious)
     if "boxes" not in found:
         return masks, None
-    ious = average_precision.box_ious(found["boxes"], truth["bounds"], truth["crowd"])
+    boxes = _said(truth, "boxes", drawn["bounds"])
+    ious = average_precision.box_ious(found["boxes"], boxes, truth["crowd"])
     found = {**found, "areas": average_precision.box_areas(found["boxes"])}
     return masks, average_precision.match(found, truth, ious)
+
+
+def _said(truth: dict, key: str, measured: np.ndarray) -> np.ndarray:
+    """What the truth says, and where it does not, which is NaN, what was measured."""
+    said = truth.get(key, np.nan)
+    return np.where(np.isnan(said), measured, said)
 
 
 def confusion(found: np.ndarray, label: np.ndarray, count: int) -> np.ndarray:

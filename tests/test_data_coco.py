@@ -64,6 +64,31 @@ def test_objects_are_drawn_and_listed(tmp_path):
     assert not source[1]["label"].any() and source[1]["instances"]["masks"].shape == (0, 8, 10)
 
 
+def test_objects_have_the_area_and_the_box_that_their_annotation_says(tmp_path):
+    one = {"category_id": 1, "segmentation": SQUARE}
+    said = {"area": 7.25, "bbox": [1.5, 2, 3.25, 4]}
+    notes = [one | said, one, one | {"area": None, "bbox": []}, one | {"category_id": 2}]
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    folder = _write(tmp_path / "mine", notes, categories)
+    (folder / "annotations/instances_val2017.json").rename(folder / "annotations.json")
+    (folder / "val2017").rename(folder / "images")
+    source = catalog.open_split(f"coco_json:{folder}", "all", instances=True)
+    objects = source[0]["instances"]
+    np.testing.assert_array_equal(objects["areas"], [7.25, *[np.nan] * 3])
+    np.testing.assert_array_equal(objects["boxes"][0], [2, 1.5, 6, 4.75])
+    assert np.isnan(objects["boxes"][1:]).all() and objects["boxes"].shape == (4, 4)
+    assert source[1]["instances"]["boxes"].shape == (0, 4)
+
+
+@pytest.mark.parametrize("said", [{"area": "big"}, {"area": [1, 2]}, {"bbox": [1, 2, 3]}])
+def test_an_area_or_a_box_that_is_none_is_named(tmp_path, said):
+    _write(tmp_path, [{"category_id": 1, "segmentation": SQUARE, **said}])
+    source = catalog.open_split(f"coco:{tmp_path}", "val", instances=True)
+    message = r"area or bbox of an object of 000000000003\.jpg in .*val2017\.json is no number, or"
+    with pytest.raises(InputError, match=message):
+        source[0]
+
+
 def test_only_the_classes_of_voc_are_drawn_for_voc(tmp_path):
     shapes = [[[*np.array(SQUARE[0]) + shift]] for shift in (0, 4)]
     shapes = [[list(map(float, shape[0]))] for shape in shapes]
@@ -100,6 +125,42 @@ def test_a_file_that_is_not_cocos_is_named(tmp_path, content):
     _write(tmp_path, [])
     (tmp_path / "annotations/instances_val2017.json").write_text(content)
     with pytest.raises(InputError, match=r"instances_val2017\.json is not COCO's JSON"):
+        catalog.open_split(f"coco:{tmp_path}", "val")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"annotations": [None]}, "annotations must be a list of objects"),
+        ({"images": [3]}, "images must be a list of objects"),
+        ({"images": 3}, "'int' object is not iterable"),
+        ({"categories": [{"id": [1], "name": "a"}]}, "each id of categories must be a number"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": "2", "name": "b"}]}, "each id of categor"),
+        ({"images": [{"id": 1}, {"id": "2"}]}, "each id of images must be a number, or each a"),
+        ({"annotations": [{"category_id": [1]}]}, "each category_id of annotations"),
+        ({"annotations": [{"image_id": {}}]}, "each image_id of annotations"),
+    ],
+)
+def test_entries_that_are_not_cocos_are_named(tmp_path, change, message):
+    place = _write(tmp_path, []) / "annotations/instances_val2017.json"
+    content = json.dumps(json.loads(place.read_text()) | change)
+    for name in ("instances_train2017.json", place.name):
+        place.with_name(name).write_text(content)
+    for layout in ("coco", "coco_json"):
+        with pytest.raises(InputError, match=rf"2017\.json is not COCO's JSON: .*{message}"):
+            catalog.open_split(f"{layout}:{tmp_path}", "val", complete=False)
+
+
+def test_an_entry_that_lacks_a_field_is_named(tmp_path):
+    _write(tmp_path, [{"category_id": 1}])
+    with pytest.raises(InputError, match="an image or annotation lacks 'segmentation'"):
+        catalog.open_split(f"coco:{tmp_path}", "val")
+
+
+def test_objects_of_a_category_that_coco_lacks_are_refused(tmp_path):
+    _write(tmp_path, [{"category_id": c, "segmentation": SQUARE} for c in (1, 91)])
+    message = rf"val2017\.json has objects of category 91, .* the data set is coco_json:{tmp_path}"
+    with pytest.raises(InputError, match=message):
         catalog.open_split(f"coco:{tmp_path}", "val")
 
 
@@ -201,6 +262,14 @@ def test_a_segment_that_the_json_lacks_is_named(tmp_path):
     Image.new("RGB", (3, 2), (7, 1, 0)).save(tmp_path / "annotations/panoptic_val2017/a.png")
     entry = {"file_name": "a.png", "image_id": 1, "segments_info": []}
     file = tmp_path / "annotations/panoptic_val2017.json"
+    file.write_text(json.dumps({"annotations": [entry]}))
+    segment = {"id": 263, "category_id": 1, "iscrowd": 0}
+    other = {"id": 7, "category_id": 500, "iscrowd": 0}
+    content = {"annotations": [entry | {"segments_info": [segment, other]}]}
+    file.write_text(json.dumps(content))
+    message = r"panoptic_val2017\.json has a segment of category 500 in a\.png, .* leave the segm"
+    with pytest.raises(InputError, match=message):
+        catalog.open_split(f"coco_panoptic:{tmp_path}", "val")
     file.write_text(json.dumps({"annotations": [entry]}))
     source = catalog.open_split(f"coco_panoptic:{tmp_path}", "val")
     with pytest.raises(InputError, match=r"a\.png holds ids 263 \(6 pixels\)"):

@@ -86,6 +86,7 @@ def test_no_objects_fill_no_slots():
 def test_other_classes_and_objects_without_a_pixel_are_left_out():
     assert of_classes(_objects(4, 0, 2, 6), (2, 3, 9))["classes"].tolist() == [3]
     assert of_classes(_objects(), (1,))["masks"].shape == (0, 8, 16)
+    assert of_classes(_objects(4, 0, 2, 6), (2, 3, 9), empty=True)["classes"].tolist() == [2, 3]
 
 
 def test_bounds_just_hold_the_mask():

@@ -264,6 +264,30 @@ def test_objects_come_in_slots_aligned_with_the_image(caplog, crop):
         assert "data.objects is 4: 3 objects of 2 images were dropped" in said[1]
 
 
+def test_objects_without_a_pixel_are_dropped_and_counted(caplog):
+    """Not those that augmentation cuts away, and not those of no thing."""
+
+    class Degenerate(Objects):
+        def __getitem__(self, index: int) -> dict:
+            example = super().__getitem__(index)
+            example["instances"]["masks"][: min(index, 2)] = 0
+            example["instances"]["masks"][index] = 0
+            return example
+
+    data = _data(objects=9)
+    for crop in ((20, 24), (16, 8)):
+        data.crop = crop
+        caplog.clear()
+        stream = pipeline.train_batches(Degenerate(), data, batch=7, seed=1)
+        with contextlib.closing(stream):
+            batch = next(stream)
+        assert "empty" not in batch and (batch["classes"] >= 0).sum() <= 1 + 2 + 3 + 4
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == 2 and "an image has 2 objects without a pixel, which" in said[0]
+        assert "11 objects of 6 images were dropped, which have no pixel" in said[1]
+    assert (batch["classes"] >= 0).sum() < 1 + 2 + 3 + 4
+
+
 def test_the_device_deals_no_objects():
     config = default()
     config.data.update(objects=4, augment_on="device")

@@ -60,6 +60,25 @@ def test_a_packed_data_set_is_the_folders_to_the_bit(folder, packed, channels):
             assert ours.size(i) == theirs.size(i)
 
 
+def test_packed_objects_keep_their_areas_and_boxes(tmp_path):
+    square = {"image_id": 1, "category_id": 1, "segmentation": [[1, 1, 5, 1, 5, 5, 1, 5]]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 8, "width": 10}],
+        "annotations": [{**square, "area": 7.25, "bbox": [1, 2, 3.5, 4]}, square],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    Image.new("RGB", (10, 8)).save(tmp_path / "a.png")
+    dataset = f"coco_json:{tmp_path}"
+    assert pack(dataset, tmp_path / "out", name="cats", chosen=["train"], instances=True) == 0
+    ours = catalog.open_split("tfds:cats", "train", str(tmp_path / "out"), instances=True)[0]
+    theirs = catalog.open_split(dataset, "train", instances=True)[0]
+    assert ours["instances"].keys() == theirs["instances"].keys() >= {"areas", "boxes"}
+    for key, value in theirs["instances"].items():
+        assert ours["instances"][key].dtype == value.dtype
+        np.testing.assert_array_equal(ours["instances"][key], value)
+
+
 def _assert_equal(ours: dict, theirs: dict) -> None:
     assert ours.keys() == theirs.keys() and ours["name"] == theirs["name"]
     for key in ("image", "label"):

@@ -14,7 +14,7 @@ from jaxseg.data.colours import Classes, voc_palette
 from jaxseg.errors import InputError
 from jaxseg.found import Found
 from jaxseg.inference import make_infer, settings
-from jaxseg.saver import Saver
+from jaxseg.saver import Given, Saver
 
 
 def _found() -> dict:
@@ -43,6 +43,34 @@ def test_results_are_coco_s():
     boxes = np.float32([[0.5, 1.25, 3, 4], [0, 0, 1, 1]])
     entries = results.coco_results("cat", {**_found(), "boxes": boxes}, {11: 24, 13: 26})
     assert entries[0]["image_id"] == "cat" and entries[0]["bbox"] == [1.25, 0.5, 2.75, 2.5]
+
+
+def test_two_names_never_share_a_number():
+    ids = {"1": 1, "000000000001": 1, "01": "01", "139": 139, "0": 0, "00": "00", "a": "a"}
+    ids |= {"0000000000001": "0000000000001", "123456789012": 123456789012, "1_0": "1_0"}
+    assert {name: results.image_id(name) for name in ids} == ids
+    taken: dict = {}
+    for name in ("01", "1", "001", "1"):
+        results.take_id(taken, name)
+    assert taken == {"01": "01", 1: "1", "001": "001"}
+    with pytest.raises(InputError, match="images 1 and 000000000001 both are number 1"):
+        results.take_id(taken, "000000000001")
+
+
+def test_names_that_differ_by_zeros_are_saved_apart(monkeypatch, tmp_path):
+    oracle.installed(monkeypatch)
+    config, classes = oracle.config(), oracle.CLASSES
+    found = _found() | {"classes": np.int32([1, 2])}
+    save, size = Saver(tmp_path, 1, classes, {}, config), (4, 6)
+    save("01", Found(size, instances=found))
+    save("1", Found(size, instances={key: value[:1] for key, value in found.items()}))
+    with pytest.raises(InputError, match="images 1 and 000000000001 both are number 1 in COCO's"):
+        save("000000000001", Found(size, instances=found))
+    save.finish()
+    given = Given(tmp_path, {i: i for i in range(4)}, classes)
+    assert [len(given(name, size).instances["scores"]) for name in ("01", "1")] == [2, 1]
+    with pytest.raises(InputError, match="images 1 and 000000000001 both are number 1 in COCO's"):
+        given("000000000001", size)
 
 
 def test_annotations_are_read_as_a_data_set(tmp_path):

@@ -93,11 +93,22 @@ def test_several_polygons_are_one_object():
         ({"size": [7, 8], "counts": [56]}, "not the image's"),
         ({"size": [7, 9], "counts": [60]}, "60 pixels, the image 63"),
         ([], "no polygon"),
+        ({"size": [7, 9], "counts": [10**12]}, "1000000000000 pixels, the image 63"),
+        ({"size": [7, 9], "counts": [70, -7]}, "one of its runs is -7 pixels long"),
+        ([[1, 1, 1e9, 1, 5, 5]], r"a point at x 1e\+09, y 1, far outside of 9x7"),
+        ([[1, 1, 5, -1e300, 5, 5]], r"a point at x 5, y -1e\+300"),
+        ([[1, 1, 5, float("nan"), 5, 5]], "a point at x 5, y nan"),
+        ([[1, 1, float("inf"), 2, 5, 5]], "a point at x inf, y 2"),
     ],
 )
 def test_what_does_not_fit_the_image_is_refused(segmentation, message):
     with pytest.raises(ValueError, match=message):
         decode(segmentation, SIZE)
+
+
+def test_points_somewhat_outside_are_drawn():
+    points = np.array([[-9000, -9000], [9000, -9000], [9000, 9000], [-9000, 9000]], float)
+    assert draw_polygon(points, SIZE).all()
 
 
 def test_masks_are_encoded_as_the_official_tool_does():

@@ -70,6 +70,18 @@ def test_an_overlay_shows_shades_of_the_class_borders_and_names():
     assert isinstance(picture, Image.Image) and picture.width > 3 * 120
 
 
+def test_an_overlay_shows_the_score():
+    mask = np.zeros((1, 80, 120), np.uint8)
+    mask[0, 10:70, 5:115] = 1
+    image, drawn = np.full((80, 120, 3), 100, np.uint8), []
+    for score in (0.12, 0.98, 0.98):
+        found = {"masks": mask, "classes": np.int32([1]), "scores": np.float32([score])}
+        drawn.append(overlay(image, painted(found, (80, 120)), CLASSES))
+    differs = (drawn[0] != drawn[1]).any(-1)
+    assert differs.any() and not differs[:25].any() and not differs[:, :20].any()  # the text alone
+    np.testing.assert_array_equal(drawn[1], drawn[2])
+
+
 def test_an_image_without_objects_is_drawn():
     none = {"masks": _row(), "classes": np.int32([]), "scores": np.float32([])}
     scene = painted(none, (1, 8))

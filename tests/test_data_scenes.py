@@ -152,6 +152,26 @@ def test_nuclei_have_a_file_each(tmp_path):
     assert source.size(0) == (3, 4)
 
 
+def test_an_image_without_nuclei_has_an_empty_folder(tmp_path):
+    for k in range(6):
+        folder = tmp_path / f"nuclei/stage1_train/{k}"
+        _save(folder / f"images/{k}.png", np.zeros((3, 4, 4), np.uint8))
+        _save(folder / "masks/0.png", np.full((3, 4), 255, np.uint8))
+    masks = tmp_path / "nuclei/stage1_train/0/masks"
+    (masks / "0.png").rename(masks / ".hidden")
+    source = catalog.open_split("nuclei", "train", str(tmp_path), instances=True)
+    assert source[0]["label"].shape == (3, 4) and not source[0]["label"].any()
+    assert source[0]["instances"]["masks"].shape == (0, 3, 4)
+    assert source[1]["label"].all() and len(source[1]["instances"]["masks"]) == 1
+    (masks / "0.svg").write_text("")
+    with pytest.raises(InputError, match="0/masks needs masks, all of one size, or nothing at all"):
+        source[0]
+    for path in (*masks.iterdir(), masks):
+        path.rmdir() if path.is_dir() else path.unlink()
+    with pytest.raises(InputError, match="1 of 5 images have no mask"):
+        catalog.open_split("nuclei", "train", str(tmp_path))
+
+
 def test_the_nuclei_are_counted(data_root):
     if not (data_root / "nuclei").is_dir():
         pytest.skip("needs nuclei")

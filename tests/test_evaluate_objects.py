@@ -173,6 +173,30 @@ def test_saved_predictions_score_the_same(evaluated, tmp_path):
         score_given(config, tmp_path, source)
 
 
+@pytest.mark.parametrize("says", ["instances boxes", "instances"])
+def test_a_network_that_finds_nothing_scores_the_same_again(says, tmp_path):
+    class Blank(oracle.Scenes):
+        def __getitem__(self, index: int) -> dict:
+            example = super().__getitem__(index)
+            return {**example, "image": np.zeros_like(example["image"])}
+
+    source, config = Blank(), oracle.config(says)
+    result = _evaluate(config, source, Saver(tmp_path, 3, source.classes, {}))
+    assert json.loads((tmp_path / "results.json").read_text()) == []
+    again = score_given(config, tmp_path, source).scores
+    assert again == result.scores and again["AP"] == 0
+    assert ("box_AP" in again) == ("boxes" in says) == (tmp_path / "boxes.json").exists()
+
+
+def test_boxes_that_are_not_of_the_results_are_refused(evaluated, tmp_path):
+    _, folder, source = evaluated
+    shutil.copytree(folder / "predictions", tmp_path, dirs_exist_ok=True)
+    boxes = json.loads((tmp_path / "boxes.json").read_text())
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes[1:]))
+    with pytest.raises(InputError, match=r"boxes\.json holds \d+ boxes and results\.json \d+ obj"):
+        score_given(oracle.config(EVERYTHING), tmp_path, source)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

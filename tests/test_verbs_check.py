@@ -293,6 +293,21 @@ def test_maps_of_objects_are_read_too(folder):
     assert masks[0].name in errors[0] and "is (4, 3) and the mask of its classes" in errors[1]
 
 
+def test_objects_without_a_pixel_are_named(tmp_path):
+    tiny, images = [[3.2, 3.2, 3.4, 3.4, 3.2, 3.6]], []
+    for number in (1, 2):
+        images.append({"id": number, "file_name": f"{number}.png", "height": 20, "width": 24})
+        _photo(number).save(tmp_path / f"{number}.png")
+    shapes = [(1, [[2, 2, 9, 2, 9, 9]]), (2, tiny), (2, [[2, 2, 9, 2, 9, 9]]), (2, tiny)]
+    notes = [{"image_id": i, "category_id": 1, "segmentation": shape} for i, shape in shapes]
+    content = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    facts = inspect(f"coco_json:{tmp_path}", ["train"])
+    (warning,) = facts["warnings"]
+    assert facts["errors"] == [] and warning.endswith("counts as missed: 2")
+    assert f"{tmp_path / '2.png'}: objects without a pixel" in warning
+
+
 def test_an_image_in_two_splits_is_named(folder):
     picture = Image.open(folder / "train/images/02.png")
     picture.save(folder / "val/images/00.tif")  # other bytes, the same pixels

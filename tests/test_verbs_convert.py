@@ -1,6 +1,7 @@
 """The verb `convert` and the hub: what fits, and what is refused."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,21 @@ def encoder():
 def test_only_the_head_may_be_new_where_the_source_has_none(arch, tmp_path):
     with pytest.raises(InputError, match=f"not a timm {arch}"):
         convert("timm", arch, saved(tmp_path / "resnet18.npz", encoder()), tmp_path / "run")
+
+
+def test_help_and_readme_name_every_source(capsys):
+    with pytest.raises(SystemExit):
+        run(["convert", "--help"])
+    said = capsys.readouterr().out
+    assert all(re.search(rf"\b{source}\b", said) for source in SOURCES)
+    names = {
+        "smp": "segmentation_models.pytorch",
+        "mmseg": "MMSegmentation",
+        "mmdet": "MMDetection",
+    }
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    sentence = readme[readme.index("Weights that ") : readme.index(" trained become a run")]
+    assert all(names.get(source, source) in sentence for source in SOURCES)
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ LAYOUTS = {
     "cityscapes": Layout(cityscapes.cityscapes, "cityscapes"),
     "cityscapes_panoptic": Layout(cityscapes.cityscapes_panoptic, "cityscapes"),
     "coco": Layout(coco.coco, "coco"),
-    "coco_voc": Layout(coco.coco, "coco_voc"),  # VOC's classes alone: torchvision's labels
+    "coco_voc": Layout(coco.coco_voc, "coco_voc"),  # VOC's classes alone: torchvision's labels
     "coco_panoptic": Layout(coco.coco_panoptic, "coco_panoptic"),
     "coco_stuff": Layout(coco.coco_stuff, "coco_stuff"),
     "isbi2012": Layout(scenes.isbi2012, "isbi2012"),

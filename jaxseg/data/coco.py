@@ -21,6 +21,17 @@ from jaxseg.data.voc import below
 from jaxseg.errors import InputError
 
 YEARS = ("2017", "2014", "")
+IDS = {"images": ("id",), "categories": ("id",), "annotations": ("image_id", "category_id")}
+
+
+class Shape(NamedTuple):
+    """One annotation."""
+
+    id: int  # 0..K-1
+    segmentation: Any
+    crowd: bool
+    area: float | None  # pixels; None: the annotation does not say
+    box: list[float] | None  # x, y, width, height, pixels
 
 
 class Annotated(NamedTuple):
@@ -29,15 +40,20 @@ class Annotated(NamedTuple):
     file: Path  # where they stand
     image: str
     size: tuple[int, int]  # height, width
-    shapes: list[tuple[int, Any, bool]]  # id 0..K-1, segmentation, crowd
+    shapes: list[Shape]
 
 
 def read_json(path: Path) -> dict:
     """Raises InputError where the file is not COCO's JSON."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        for key in ("images", "annotations", "categories"):
-            content[key][:0]
+        for key, fields in IDS.items():
+            if not all(isinstance(entry, dict) for entry in content[key]):
+                raise TypeError(f"{key} must be a list of objects")
+            for field in fields:
+                kinds = {type(entry[field]) for entry in content[key] if field in entry}
+                if not (kinds <= {int, float} or kinds == {str}):
+                    raise TypeError(f"each {field} of {key} must be a number, or each a text")
         _ = [(category["id"], category["name"]) for category in content["categories"]]
         return content
     except OSError as error:
@@ -52,6 +68,22 @@ def coco(root: Path, split: str, table: Table) -> Listing:
     coco/train2017/*.jpg        (or coco/images/train2017/*.jpg)
     coco/val2017/*.jpg"""
     file, folder = _parts(root, split, "annotations/instances_{}.json", coco.__doc__)
+    content = read_json(file)
+    unknown = {entry.get("category_id") for entry in content["annotations"]} - {*table.ids, None}
+    if unknown:
+        raise InputError(
+            f"{shown(file)} has objects of category {min(unknown)}, which is none of COCO's: where "
+            f"the categories are your own, the data set is coco_json:{root}"
+        )
+    return _instances(file, content, folder, table)
+
+
+def coco_voc(root: Path, split: str, table: Table) -> Listing:
+    """COCO, of whose objects those of Pascal VOC's classes are drawn, as its archives unpack
+    coco_voc/annotations/instances_{train,val}2017.json
+    coco_voc/train2017/*.jpg        (or coco_voc/images/train2017/*.jpg)
+    coco_voc/val2017/*.jpg"""
+    file, folder = _parts(root, split, "annotations/instances_{}.json", coco_voc.__doc__)
     return _instances(file, read_json(file), folder, table)
 
 
@@ -66,21 +98,26 @@ def _parts(root: Path, split: str, pattern: str, tree: str) -> tuple[Path, Path]
 def _instances(
     file: Path, content: dict, folder: Path, table: Table, split: str | None = None
 ) -> Listing:
-    """The images that a JSON file has; those without objects are background."""
+    """The images that a JSON file has; those without objects of the table are background."""
     shapes: dict[Any, list] = {}
     try:
         for entry in content["annotations"]:
             if entry["category_id"] in table.ids:
-                crowd = bool(entry.get("iscrowd", False))
-                one = (table.ids[entry["category_id"]], entry["segmentation"], crowd)
-                shapes.setdefault(entry["image_id"], []).append(one)
+                shape = Shape(
+                    table.ids[entry["category_id"]],
+                    entry["segmentation"],
+                    bool(entry.get("iscrowd", False)),
+                    entry.get("area"),
+                    entry.get("bbox"),
+                )
+                shapes.setdefault(entry["image_id"], []).append(shape)
         entries = sorted(content["images"], key=lambda entry: entry["id"])
         entries = part(entries, split) if split else entries
         labels = [
             Annotated(file, e["file_name"], (e["height"], e["width"]), shapes.get(e["id"], []))
             for e in entries
         ]
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise InputError(f"{shown(file)}: an image or annotation lacks {error}") from error
     images = [folder / label.image for label in labels]
     return Listing(images, labels, _drawn, _instances_of)
@@ -88,8 +125,8 @@ def _instances(
 
 def _masks(label: Annotated) -> list[np.ndarray]:
     try:
-        return [rle.decode(segmentation, label.size) for _, segmentation, _ in label.shapes]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        return [rle.decode(shape.segmentation, label.size) for shape in label.shapes]
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise InputError(
             f"cannot read the segmentation of an object of {label.image} in {shown(label.file)}: "
             f"{error}"
@@ -103,16 +140,27 @@ def _drawn(label: Annotated) -> np.ndarray:
     """
     drawn = np.zeros(label.size, np.uint8)
     count = np.zeros(label.size, np.uint16)
-    for (i, *_), mask in zip(label.shapes, _masks(label), strict=True):
-        drawn[mask] = i
+    for shape, mask in zip(label.shapes, _masks(label), strict=True):
+        drawn[mask] = shape.id
         count += mask
     drawn[count > 1] = IGNORE
     return drawn
 
 
 def _instances_of(label: Annotated) -> dict:
-    ids, _, crowd = zip(*label.shapes, strict=True) if label.shapes else ((), (), ())
-    return objects(_masks(label), ids, crowd, label.size)
+    shapes = label.shapes
+    found = objects(_masks(label), [s.id for s in shapes], [s.crowd for s in shapes], label.size)
+    count = len(shapes)
+    try:  # None becomes NaN
+        areas = np.array([s.area for s in shapes], np.float64).reshape(count)
+        boxes = np.array([s.box or [None] * 4 for s in shapes], np.float64).reshape(count, 4)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(
+            f"the area or bbox of an object of {label.image} in {shown(label.file)} is no number, "
+            f"or not four: {error}. Leave them out where they are not known"
+        ) from error
+    x, y, width, height = boxes.T
+    return {**found, "areas": areas, "boxes": np.stack([y, x, y + height, x + width], axis=1)}
 
 
 def coco_json(root: Path, split: str, table: Table) -> Listing:
@@ -193,14 +241,23 @@ def coco_panoptic(root: Path, split: str, table: Table) -> Listing:
 
 
 def panoptic(file: Path, image_of: Callable[[dict], Path], table: Table) -> Listing:
-    """A panoptic JSON with the folder of PNGs of the same name beside it."""
+    """A panoptic JSON with the folder of PNGs of the same name beside it.
+
+    Raises InputError where it is none, and for a category that the table lacks.
+    """
     images, labels = [], []
     try:
         for entry in json.loads(file.read_text())["annotations"]:
-            segments = {
-                segment["id"]: (table.ids[segment["category_id"]], bool(segment["iscrowd"]))
-                for segment in entry["segments_info"]
-            }
+            segments = {}
+            for segment in entry["segments_info"]:
+                category, crowd = segment["category_id"], bool(segment["iscrowd"])
+                if category not in table.ids:
+                    raise InputError(
+                        f"{shown(file)} has a segment of category {category} in "
+                        f"{entry['file_name']}, which is none of the data set's "
+                        f"{len(table.ids)}: give it one of theirs, or leave the segment out"
+                    )
+                segments[segment["id"]] = (table.ids[category], crowd)
             images.append(image_of(entry))
             labels.append(Segmented(file.with_suffix("") / entry["file_name"], segments))
     except (ValueError, KeyError, TypeError) as error:

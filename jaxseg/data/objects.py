@@ -1,4 +1,7 @@
-"""The objects of an example, `instances`: `masks` uint8 [n,H,W], `classes` [n], `crowd` [n]."""
+"""The objects of an example, `instances`: `masks` uint8 [n,H,W], `classes` [n], `crowd` [n].
+
+Some have more of each, see `sources.objects`, which only an evaluation looks at.
+"""
 
 from collections.abc import Collection
 
@@ -65,9 +68,13 @@ def bounds(masks: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def of_classes(instances: dict[str, np.ndarray], classes: Collection[int]) -> dict:
-    """Those objects whose class is one of `classes` and of which a pixel is left."""
-    kept = np.isin(instances["classes"], list(classes)) & instances["masks"].any((1, 2))
+def of_classes(
+    instances: dict[str, np.ndarray], classes: Collection[int], empty: bool = False
+) -> dict:
+    """Those objects whose class is one of `classes` and, unless `empty`, that have a pixel left."""
+    kept = np.isin(instances["classes"], list(classes))
+    if not empty:
+        kept &= instances["masks"].any((1, 2))
     return {key: value[kept] for key, value in instances.items()}
 
 

@@ -24,13 +24,17 @@ _log = logging.getLogger(__name__)
 class _Augment(grain.transforms.RandomMap):
     """One example of a training batch: image [h,w,C], label int32 [h,w], valid; with
     data.border_weight also weight, and from soft masks alpha, both float32 [h,w]; with data.objects
-    also what `objects.slots` gives of the objects of things."""
+    also what `objects.slots` gives of the objects of things, and `empty`, int32: of how many the
+    source has no pixel."""
 
     def __init__(self, source: Sequence[dict], data: ConfigDict):
         self.source, self.data = source, data
 
     def random_map(self, example: dict, rng: np.random.Generator) -> dict:
         classes = len(self.source.classes) if self.data.transform else IGNORE
+        if self.data.objects:
+            found, things = example["instances"], self.source.classes.things
+            empty = np.isin(found["classes"], things) & ~found["masks"].any((1, 2))
         example = augment(example, rng, self.data, self.another, classes)
         label = example["label"].astype(np.int32)
         batch = {"image": example["image"], "label": label, "valid": np.bool_(True)}
@@ -40,8 +44,8 @@ class _Augment(grain.transforms.RandomMap):
         if "alpha" in example:
             batch["alpha"] = np.ascontiguousarray(example["alpha"])
         if self.data.objects:
-            things = of_classes(example["instances"], self.source.classes.things)
-            batch |= slots(things, self.data.objects)
+            batch |= slots(of_classes(example["instances"], things), self.data.objects)
+            batch["empty"] = np.int32(np.count_nonzero(empty))
         return batch
 
     def another(self, rng: np.random.Generator) -> dict:
@@ -102,7 +106,8 @@ def train_batches(
 
     With data.objects = N > 0 a batch also has the objects of each example, after augmentation:
     `masks` uint8 [B,N,H,W], `classes` int32 [B,N] (-1 = empty slot), `boxes` float32 [B,N,4] and
-    `crowd` bool [B,N]. Of more than N the smallest are dropped, which is said.
+    `crowd` bool [B,N]. Of more than N the smallest are dropped, and all of which the source has no
+    pixel, which is said.
     """
     index, count = process
     stream = grain.MapDataset.source(source).shuffle(seed=seed).repeat()
@@ -122,33 +127,36 @@ def train_batches(
 
 
 def _counted(batches: Iterator[dict], most: int) -> Iterator[dict]:
-    """The batches without `dropped`, which is added up: said at its first, and in all at the end.
+    """The batches without `dropped` and `empty`, which are added up: said at their first, and in
+    all at the end.
 
     Counted is what this process takes out of its stream.
     """
-    objects = images = 0
+    said = {
+        "dropped": (
+            f"data.objects is {most}, and an image has %d more: the smallest are dropped",
+            f"data.objects is {most}: %d objects of %d images were dropped, the smallest of each "
+            "image",
+        ),
+        "empty": (
+            "an image has %d objects without a pixel, which are dropped; the verb check names it",
+            "%d objects of %d images were dropped, which have no pixel",
+        ),
+    }
+    total = {key: np.zeros(2, int) for key in said}  # objects, images
     with contextlib.closing(batches):
         try:
             for batch in batches:
-                dropped = batch.pop("dropped")
-                if dropped.any() and not objects:
-                    _log.warning(
-                        "data.objects is %d, and an image has %d more: the smallest are dropped. "
-                        "How many in all is said at the end",
-                        most,
-                        dropped.max(),
-                    )
-                objects, images = objects + int(dropped.sum()), images + np.count_nonzero(dropped)
+                for key, (first, _) in said.items():
+                    count = batch.pop(key)
+                    if count.any() and not total[key].any():
+                        _log.warning(first + ". How many in all is said at the end", count.max())
+                    total[key] += count.sum(), np.count_nonzero(count)
                 yield batch
         finally:
-            if objects:
-                _log.warning(
-                    "data.objects is %d: %d objects of %d images were dropped, the smallest of "
-                    "each image",
-                    most,
-                    objects,
-                    images,
-                )
+            for key, (_, last) in said.items():
+                if total[key].any():
+                    _log.warning(last, *total[key])
 
 
 def eval_batches(

@@ -19,6 +19,8 @@ from jaxseg.data.files import MAX_PIXELS, as_image, translate
 from jaxseg.errors import InputError
 
 LABEL_FEATURES = ("label", "segmentation_label", "segmentation_mask", "annotation", "mask")
+# Beside their masks, what objects have: [n] or [n,4]
+OBJECTS = {"classes": np.int32, "crowd": np.bool_, "areas": np.float64, "boxes": np.float64}
 # What the labels mean in data sets of tfds that do not say so: name -> labels/TABLE.csv
 TABLES = {"cityscapes": "cityscapes", "oxford_iiit_pet": "pets", "scene_parse150": "ade20k"}
 
@@ -220,12 +222,11 @@ def encode_objects(objects: Mapping[str, np.ndarray], size: tuple[int, int]) -> 
             f"{len(masks)} objects of {size} pixels (height, width) are too many for one record: "
             "cut the images into parts"
         )
-    png = encode_png(packed.reshape(-1, size[1]))
-    return {"masks": png, "classes": objects["classes"], "crowd": objects["crowd"]}
+    return {**objects, "masks": encode_png(packed.reshape(-1, size[1]))}
 
 
 def decode_objects(record: Mapping[str, Any], size: tuple[int, int]) -> dict[str, np.ndarray]:
     """The inverse of `encode_objects`."""
     packed = np.asarray(Image.open(io.BytesIO(record["masks"]))).reshape(-1, *size)
     masks = np.unpackbits(packed, axis=0, count=len(record["classes"]))
-    return {"masks": masks, "classes": record["classes"], "crowd": record["crowd"]}
+    return {"masks": masks, **{key: record[key] for key in OBJECTS if key in record}}

@@ -26,8 +26,23 @@ VOID = IGNORE * STEP
 
 
 def image_id(name: str) -> int | str:
-    """What COCO's JSON calls the image: the number that its file is named by, else the name."""
-    return int(name) if name.isdecimal() else name
+    """What COCO's JSON calls the image: the number that its file is named by, else the name.
+
+    A number is written plainly or, as COCO does, with twelve digits: 01 is a name.
+    """
+    plain = name.isdecimal() and name in (str(int(name)), f"{int(name):012}")
+    return int(name) if plain else name
+
+
+def take_id(taken: dict[int | str, str], name: str) -> int | str:
+    """`image_id`, which is noted in `taken`. Raises InputError where another name has it."""
+    place = image_id(name)
+    other = taken.setdefault(place, name)
+    if other != name:
+        raise InputError(
+            f"images {other} and {name} both are number {place} in COCO's JSON: rename one of them"
+        )
+    return place
 
 
 def coco_results(name: str, objects: Mapping[str, np.ndarray], ids: Mapping[int, int]) -> list:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 UPSCALED = 5  # the official tools draw a polygon's outline on a grid so many times finer
+FAR = 10_000  # pixels beyond the image; what lies farther out is no place, but a mistake
 
 
 def decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
@@ -50,12 +51,16 @@ def pack(counts: list[int]) -> str:
 
 
 def from_runs(counts: list[int], size: tuple[int, int]) -> np.ndarray:
-    """bool [H,W] of the lengths of alternate runs of 0 and 1, first of 0."""
+    """bool [H,W] of the lengths of alternate runs of 0 and 1, first of 0.
+
+    Raises ValueError for a negative length, and where their sum is not the image's pixels.
+    """
+    if min(counts, default=0) < 0:
+        raise ValueError(f"one of its runs is {min(counts)} pixels long: needs 0 or more")
+    if sum(counts) != size[0] * size[1]:
+        raise ValueError(f"its runs hold {sum(counts)} pixels, the image {size[0] * size[1]}")
     values = np.arange(len(counts)) % 2 == 1
-    flat = np.repeat(values, counts)
-    if flat.size != size[0] * size[1]:
-        raise ValueError(f"its runs hold {flat.size} pixels, the image {size[0] * size[1]}")
-    return flat.reshape(size[::-1]).T
+    return np.repeat(values, counts).reshape(size[::-1]).T
 
 
 def unpack(text: str) -> list[int]:
@@ -83,8 +88,13 @@ def draw_polygon(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     They walk the outline in steps of a fifth of a pixel and, where it crosses the middle of a
     column, note the row: from there down the column, inside and outside change places.
+    Raises ValueError for a point that is no number, or `FAR` outside.
     """
     height, width = size
+    strange = ~((points >= -FAR) & (points <= np.array([width, height]) + FAR)).all(1)
+    if strange.any():
+        x, y = points[strange][0].tolist()
+        raise ValueError(f"it has a point at x {x:g}, y {y:g}, far outside of {width}x{height}")
     ends = (UPSCALED * points + 0.5).astype(int)  # the official conversion rounds towards zero
     steps = [_walk(a, b) for a, b in zip(ends, np.roll(ends, -1, axis=0), strict=True)]
     walk = np.concatenate(steps)

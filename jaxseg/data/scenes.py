@@ -16,6 +16,7 @@ from jaxseg.data.files import (
     Page,
     count_pages,
     find_images,
+    image_size,
     read_colours,
     read_label,
     read_values,
@@ -104,7 +105,7 @@ def isbi2012(root: Path, split: str, table: Table) -> Listing:
 def nuclei(root: Path, split: str, table: Table) -> Listing:
     """The nuclei of the Data Science Bowl 2018; every fifth image is val, the rest train
     nuclei/stage1_train/ID/images/ID.png
-    nuclei/stage1_train/ID/masks/*.png    one file a nucleus"""
+    nuclei/stage1_train/ID/masks/*.png    one file a nucleus; an empty folder: none"""
     root = below(root, "stage1_train")
     images = sorted(root.glob("*/images/*.png"))
     if not images:
@@ -114,11 +115,14 @@ def nuclei(root: Path, split: str, table: Table) -> Listing:
     return Listing(images, labels, _any_nucleus, _nuclei)
 
 
-def _nucleus_masks(folder: Path) -> list[np.ndarray]:
+def _nucleus_masks(folder: Path) -> np.ndarray:
+    """bool [n,H,W]; n is 0 of an empty folder."""
     masks = [read_values(path) > 0 for path in find_images(folder)]
-    if not masks or len({mask.shape for mask in masks}) > 1:
-        raise InputError(f"{shown(folder)} needs masks, at least one and all of one size")
-    return masks
+    if not masks and all(path.name.startswith(".") for path in folder.iterdir()):
+        return np.zeros((0, *image_size(find_images(folder.parent / "images")[0])), bool)
+    if len({mask.shape for mask in masks}) != 1:
+        raise InputError(f"{shown(folder)} needs masks, all of one size, or nothing at all")
+    return np.array(masks)
 
 
 def _any_nucleus(folder: Path) -> np.ndarray:
@@ -127,7 +131,7 @@ def _any_nucleus(folder: Path) -> np.ndarray:
 
 def _nuclei(folder: Path) -> dict:
     masks = _nucleus_masks(folder)
-    return objects(masks, [1] * len(masks), [False] * len(masks), masks[0].shape)
+    return objects(masks, [1] * len(masks), [False] * len(masks), masks.shape[1:])
 
 
 def pets(root: Path, split: str, table: Table) -> Listing:

@@ -54,7 +54,9 @@ def objects(
     """The n objects of an example; they may overlap.
 
     masks: uint8 [n,H,W]. classes: int32 [n], ids as in the label. crowd: bool [n], true for a
-    region of many that are not told apart.
+    region of many that are not told apart. What says it itself, as COCO's JSON does, adds `areas`
+    float64 [n], pixels, and `boxes` float64 [n,4] (y0, x0, y1, x1, pixels), NaN where it does not:
+    an evaluation goes by them instead of the masks' own, as COCO's does.
     """
     stack = np.array(masks, np.uint8).reshape(len(masks), *size)
     return {"masks": stack, "classes": np.array(classes, np.int32), "crowd": np.array(crowd, bool)}

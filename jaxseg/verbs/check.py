@@ -163,7 +163,11 @@ def examine(source: Any, index: int) -> Finding:
     if image is not None and label is not None:
         attempt(lambda i: source.check_size(i, image, label), index, errors)
     if label is not None and source.read_instances is not None:
-        attempt(lambda i: source.objects(i, label), index, errors)
+        objects = attempt(lambda i: source.objects(i, label), index, errors)
+        empty = 0 if objects is None else np.count_nonzero(~objects["masks"].any((1, 2)))
+        if empty:
+            lost = "training drops, evaluation counts as missed"
+            warnings.append(f"{name}: objects without a pixel, which {lost}: {empty}")
     found = Finding(name, mask, errors, warnings, ids, values, mask_mode)
     return found if image is None else found.seeing(image, mode)
 

@@ -26,7 +26,7 @@ class Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     image: the JPEG of the data set, or a PNG; where neither can hold it, a tensor. label: a PNG of
     class ids, 255 = ignore. alpha: of soft masks. masks, classes, crowd: the objects, where they
-    are told apart.
+    are told apart; areas, boxes: where the data set says them, see `sources.objects`.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -60,8 +60,10 @@ class Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             )
         if "instances" in example:
             features["masks"] = kinds.Image(shape=(None, None, 1))
-            features["classes"] = kinds.Tensor(shape=(None,), dtype=np.int32)
-            features["crowd"] = kinds.Tensor(shape=(None,), dtype=np.bool_)
+            for key, kind in records.OBJECTS.items():
+                if key in example["instances"]:
+                    shape = (None, *example["instances"][key].shape[1:])
+                    features[key] = kinds.Tensor(shape=shape, dtype=kind)
         palette = [list(map(int, colour)) for colour in table.palette]
         return tfds.core.DatasetInfo(
             builder=self,
