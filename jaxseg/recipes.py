@@ -118,14 +118,16 @@ def solo(config: ConfigDict, box: tuple[int, int], square: bool) -> None:
 
 
 def small_solo(config: ConfigDict) -> None:
-    """SOLO and SOLOv2 for two CPU cores, from scratch: `shapes`, and `nuclei` in crops of 256."""
+    """SOLO and SOLOv2 for two CPU cores, from scratch: `shapes`, and `nuclei` in squares of 256."""
     nuclei = config.data.dataset == "nuclei"
     config.data.objects = 128 if nuclei else 16
     config.data.crop = (256, 256) if nuclei else (96, 96)
     config.data.mean = (127.5, 127.5, 127.5)
     config.data.std = (64.0, 64.0, 64.0)
     config.data.scale = (0.8, 1.25)
-    if nuclei:
+    if nuclei:  # whole images: a cell is a part of the image, so crops would have other cells
+        config.data.resize = config.eval.resize = (256, 256)
+        config.model.square = True
         config.data.flip_vertical = True
         config.data.quarter_turns = True
         config.data.photometric = True
