@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxseg import faults
-from jaxseg.errors import InputError, RestartError
+from jaxseg.errors import InputError, RestartError, of_the_machine
 
 TRIES = 20  # of a reader beside a run
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells each of its steps
@@ -89,7 +89,7 @@ class Saver:
     """Saves a run's states while it goes on; a save that fails is told and costs no older one.
 
     The next save is tried as if nothing had been. Where processes save together, one that fails
-    raises RestartError instead.
+    raises instead: InputError where the system refused it, as a full disk does, else RestartError.
     """
 
     def __init__(self, workdir: Path, keep: int):
@@ -175,7 +175,8 @@ class Saver:
         first = (str(error).splitlines() or [""])[0]
         self.error = f"checkpoint {step} could not be saved: {type(error).__name__}: {first[:300]}"
         if jax.process_count() > 1:
-            raise RestartError(self.error) from error
+            kind = InputError if of_the_machine(error) else RestartError
+            raise kind(self.error) from error
         print(f"{self.error}. Older ones stay; the next is tried in its turn", file=sys.stderr)
         self._drop()
         for left in (self.workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
@@ -205,7 +206,7 @@ def restore(
     that cannot be read, or whose fingerprint is not the saved one, is passed over aloud; one that
     the run deleted meanwhile, in silence. Raises InputError where none is good.
     """
-    tried: list[int] = []
+    tried, foreign = [], []
     while True:
         _again(source.reload)  # a run that goes on meanwhile saves new ones and deletes old ones
         left = [s for s in source.all_steps() if s not in tried and (until is None or s <= until)]
@@ -228,12 +229,38 @@ def restore(
         except Exception as error:  # orbax raises many kinds for damaged files
             first = (str(error).splitlines() or [""])[0]
             reason = f"{type(error).__name__}: {first[:200]}"
-        if (Path(source.directory) / str(step)).exists():
-            print(f"checkpoint {step} is damaged and passed over: {reason}", file=sys.stderr)
+        folder = Path(source.directory) / str(step)
+        if folder.exists():
+            other, what = _difference(folder, target), "is damaged"
+            if other:
+                reason, what = other, "was saved by another network or version of jaxseg"
+                foreign.append(step)
+            print(f"checkpoint {step} {what} and passed over: {reason}", file=sys.stderr)
+    why = "or a copy of this one from before the damage"
+    if foreign:
+        why = f"or the network and the version of jaxseg that saved {foreign}"
     raise InputError(
         f"none of the checkpoints {tried} in {source.directory} can be read: use another workdir, "
-        "or a copy of this one from before the damage"
+        f"{why}"
     )
+
+
+def _difference(folder: Path, target: Any) -> str:
+    """The first array that is in one alone of a checkpoint and `target`, or of another shape there;
+    "" where all agree, or what the checkpoint says of itself cannot be read."""
+    try:
+        tree = ocp.StandardCheckpointer().metadata(folder / "state").item_metadata.tree
+    except Exception:  # orbax raises many kinds
+        return ""
+    saved, asked = (
+        {k: x.shape for k, x in ocp.tree.to_flat_dict(t, sep="/").items() if hasattr(x, "shape")}
+        for t in (tree, target)
+    )
+    for key in sorted(saved.keys() | asked.keys()):
+        have, need = saved.get(key, "missing"), asked.get(key, "missing")
+        if have != need:
+            return f"{key} is {have} there and {need} here"
+    return ""
 
 
 def set_aside(workdir: Path, after: int, why: str = "damaged") -> None:

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jaxseg.errors import InputError, RestartError, exit_code
+from jaxseg.errors import InputError, RestartError, exit_code, translated
 
 LOST = 75  # exit code where a peer died: the same command goes on
 PATIENCE = 300  # seconds until all have come
@@ -100,7 +100,8 @@ def joined(place: Place | None, patience: float = PATIENCE) -> Iterator["Line | 
     try:
         yield line
         line.done()
-    except BaseException as error:  # the others wait for this process
+    except BaseException as raised:  # the others wait for this process
+        error = translated(raised)
         code, problem = exit_code(error), str(error) or type(error).__name__
         if code == 1:
             traceback.print_exc()

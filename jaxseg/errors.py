@@ -2,6 +2,8 @@
 
 import difflib
 import errno
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -31,6 +33,11 @@ OUTSIDE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EIO, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ESTALE),
 )  # of an OSError that is about the machine, and no defect
+# How gloo, NCCL and jax's coordinator say that another process has left.
+LOST_PEER = re.compile(
+    r"gloo|nccl|\bpeer\b|connection|heartbeat|coordination|^(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED)",
+    re.IGNORECASE,
+)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -38,20 +45,29 @@ def out_of_memory(error: BaseException) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error)
 
 
+def of_the_machine(error: BaseException) -> bool:
+    """Whether the system refused, as a full disk does; also where a library repeats its words."""
+    if isinstance(error, OSError):
+        return error.errno in OUTSIDE
+    return any(os.strerror(number) in str(error) for number in OUTSIDE)
+
+
 def translated(error: BaseException) -> BaseException:
     """What the command line ends with: an InputError in place of what XLA or the system raised and
-    a user can mend."""
+    a user can mend, a RestartError in place of a collective that lost a process."""
     if isinstance(error, OSError) and error.errno in OUTSIDE:
         where = f"{error.filename}: " if error.filename else ""
         return InputError(f"{where}{error.strerror}. Mend that, or use another place")
-    if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and out_of_memory(error):
-        first = str(error).splitlines()[0]
+    if type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError"):
+        return error
+    first = (str(error).splitlines() or [""])[0]
+    if out_of_memory(error):
         return InputError(
             f"out of memory: {first}. A training needs less with a smaller train.batch or "
             "data.crop, with train.accumulate, train.remat=blocks or mesh.fsdp (`describe --budget "
             "16G` estimates it); eval and predict with a smaller eval.batch or eval.mode=slide"
         )
-    return error
+    return RestartError(f"a peer is gone: {first}") if LOST_PEER.search(first) else error
 
 
 EXIT = {InputError: 2, RestartError: 75, FloatingPointError: 76, KeyboardInterrupt: 130}

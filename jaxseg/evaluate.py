@@ -93,6 +93,13 @@ def open_source(config: ConfigDict, split: str, classes: Classes | None = None) 
     return source
 
 
+def check_images(config: ConfigDict, source: Any) -> None:
+    """Raises InputError where an image of the source is smaller than a window of config.eval."""
+    if config.eval.mode == "slide":
+        sizes = [source.size(i) for i in range(len(source))]
+        check_windows(config, sizes, partial(image_name, source))
+
+
 def check_classes(classes: Classes, names: tuple[str, ...], whose: str) -> None:
     """Raises InputError where `names` are not those of the data set's classes, in their order."""
     if tuple(names) == classes.names:

@@ -3,8 +3,9 @@
 Read only where JAXSEG_TESTING is 1. A fault is KIND@PLACE, or KIND@PLACE:pN for process N alone.
 PLACE is the number of a batch, from 1, which is the step until a run rolls back; FIRST-LAST; or one
 of PHASES. Kinds: kill, term, int, usr1 and hup are signals to itself; hang stops the run; stall
-stops its data; full makes a save fail. nan_image, nan_loss, nan_grad and spike, at batches alone,
-are a pixel, the loss or the gradient that is NaN, and a gradient 10,000 times too large.
+stops its data; full makes a save fail. The others are at batches alone: nan_image, nan_loss and
+nan_grad a pixel, the loss or one array of the gradient that is NaN; inf_image, inf_loss and
+inf_grad the same, infinite; spike a gradient 10,000 times too large; flip one bit of a parameter.
 """
 
 import contextlib
@@ -25,7 +26,9 @@ from jaxseg.errors import InputError
 PHASES = ("start", "compile", "eval", "save")
 STRIKES = ("kill", "term", "int", "usr1", "hup", "hang", "stall", "full")
 FOREVER = 1e6  # seconds
-POISONS = ("nan_image", "nan_loss", "nan_grad", "spike")
+POISONS = ("nan_image", "nan_loss", "nan_grad", "inf_image", "inf_loss", "inf_grad", "spike")
+NUMBERS = {"nan": np.nan, "inf": np.inf}
+AT_BATCHES = (*POISONS, "flip")
 
 
 class Fault(NamedTuple):
@@ -44,11 +47,12 @@ def faults() -> list[Fault]:
     for item in filter(None, text.split(",")):
         match = re.fullmatch(r"(\w+)@(?:(\d+)(?:-(\d+))?|([a-z]+))(?::p(\d+))?", item)
         kind, first, last, phase, process = match.groups() if match else ("",) * 5
-        known = kind in STRIKES or (kind in POISONS and not phase)
+        known = kind in STRIKES or (kind in AT_BATCHES and not phase)
         if not known or (phase and phase not in PHASES):
             raise InputError(
                 f"JAXSEG_FAULT {item}: needs KIND@STEP, KIND@FIRST-LAST or KIND@PHASE, and "
-                f"perhaps :pN. Kinds: {', '.join(STRIKES + POISONS)}; phases: {', '.join(PHASES)}"
+                f"perhaps :pN. Kinds: {', '.join(STRIKES + AT_BATCHES)}; phases: "
+                f"{', '.join(PHASES)}"
             )
         if process is None or int(process) == jax.process_index():
             low = int(first or 0)
@@ -95,14 +99,41 @@ def poison(batch: dict[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
     kinds, now = {f.kind for f in faults()}, due(number)
     if not kinds & set(POISONS):
         return batch
-    if "nan_image" in kinds:
+
+    def value(where: str, default: float) -> float:
+        return next((v for n, v in NUMBERS.items() if f"{n}_{where}" in now), default)
+
+    if kinds & {"nan_image", "inf_image"}:
         image = batch["image"].astype(np.float32)
-        image[0, 0, 0, 0] = np.nan if "nan_image" in now else image[0, 0, 0, 0]
+        image[0, 0, 0, 0] = value("image", image[0, 0, 0, 0])
         batch = {**batch, "image": image}
-    added = np.nan if "nan_loss" in now else 0.0
-    factor = np.nan if "nan_grad" in now else 1e4 if "spike" in now else 1.0
-    rows = len(batch["image"])
-    return {**batch, "fault": np.tile(np.float32([added, factor]), (rows, 1))}
+    fault = np.float32([value("loss", 0.0), value("grad", 1e4 if "spike" in now else 1.0)])
+    return {**batch, "fault": np.tile(fault, (len(batch["image"]), 1))}
+
+
+def spoiled(grads: Any, batch: dict[str, jax.Array]) -> Any:
+    """The gradients; in a rehearsal of POISONS with the batch's factor, see `poisoned`, in place of
+    the first array where it is not finite. All else stays to the bit."""
+    if "fault" not in batch:
+        return grads
+    factor = batch["fault"].mean(axis=0)[1]
+    (first, *rest), tree = jax.tree.flatten(grads)
+    return tree.unflatten([jnp.where(jnp.isfinite(factor), first, factor), *rest])
+
+
+def flipped(state: Any, number: int) -> Any:
+    """The TrainState; in a rehearsal with one bit of this process' first parameter changed, as a
+    device leaves it that computes wrongly."""
+    if "flip" not in due(number):
+        return state
+    (first, *rest), tree = jax.tree.flatten(state.params)
+    shards = []
+    for shard in first.addressable_shards:
+        data = np.array(shard.data)
+        data.reshape(-1).view(np.uint32)[0] ^= 1 << 20
+        shards.append(jax.device_put(data, shard.device))
+    changed = jax.make_array_from_single_device_arrays(first.shape, first.sharding, shards)
+    return state.replace(params=tree.unflatten([changed, *rest]))
 
 
 @jax.custom_vjp
@@ -118,12 +149,13 @@ _scaled.defvjp(
 
 def poisoned(loss: Callable) -> Callable:
     """The loss; in a rehearsal one that obeys batch["fault"] [B,2]: a summand and the gradient's
-    factor."""
+    factor, which `spoiled` obeys where it is not finite."""
     if not {f.kind for f in faults()} & set(POISONS):
         return loss
 
     def wrapped(outputs: Any, batch: dict, **options: Any) -> tuple:
-        added, factor = batch["fault"].max(axis=0)  # NaN where any is
+        added, factor = batch["fault"].mean(axis=0)  # exact; a maximum may lose a NaN
+        factor = jnp.where(jnp.isfinite(factor), factor, 1.0)
 
         def scaled(x: jax.Array) -> jax.Array:
             number = jnp.issubdtype(x.dtype, jnp.floating)

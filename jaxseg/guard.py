@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,10 +22,11 @@ class Guard:
     large. One such loss is a hard batch; IN_A_ROW of them are weights that broke.
     """
 
-    def __init__(self, spike: float = 6.0):
-        """spike: 0 = losses may leap."""
-        self.spike, self.losses = spike, deque(maxlen=WINDOW)
+    def __init__(self, spike: float = 6.0, workdir: Path | str = "DIR"):
+        """spike: 0 = losses may leap. workdir: of the run, for what to do where it diverges."""
+        self.spike, self.workdir, self.losses = spike, workdir, deque(maxlen=WINDOW)
         self.bad = self.rolls = self.beyond = 0
+        self.leaps = 0  # of the bad steps in a row those that leapt: the weights may be broken
 
     def look(self, logs: dict[str, Any] | None) -> tuple[str, bool]:
         """(what is wrong with a step or "", whether a process was asked to stop) by its logs."""
@@ -34,9 +36,10 @@ class Guard:
         seen = jax.device_get({key: logs[key] for key in keys if key in logs})
         if seen.get("stop"):
             return "", True
-        loss = float(seen["loss"])
-        wrong = self._wrong(loss, float(seen["grad_norm"]))
+        loss, norm = float(seen["loss"]), float(seen["grad_norm"])
+        wrong = self._wrong(loss, norm)
         self.bad = self.bad + 1 if wrong else 0
+        self.leaps = self.leaps + math.isfinite(loss + norm) if wrong else 0
         if not wrong:
             self.losses.append(loss)
         return wrong, False
@@ -57,20 +60,22 @@ class Guard:
     def spent(self) -> bool:
         return self.bad >= IN_A_ROW
 
-    def roll(self, step: int, wrong: str) -> int:
-        """The newest step whose state can be good, at bad step `step`; counts the roll-back.
+    def good(self, step: int) -> int:
+        """The newest step whose state can be good, at bad step `step`: the update before the first
+        bad step may be what broke it."""
+        return max(0, step - self.bad - 1)
 
-        The update before the first bad step may be what broke it. Raises FloatingPointError where
-        LIMIT roll-backs did not help.
-        """
+    def roll(self, step: int, wrong: str) -> int:
+        """`good(step)`; counts roll-backs. Raises FloatingPointError where LIMIT did not help."""
         if self.rolls == LIMIT:
             raise FloatingPointError(
-                f"{wrong} at step {step}, for the {IN_A_ROW}th step in a row, after {LIMIT} "
-                "roll-backs: training diverges. The checkpoints are good. Lower optim.lr, set "
-                "optim.clip, or look at the images."
+                f"{wrong} at step {step}, bad steps in a row: {self.bad}, after {LIMIT} "
+                "roll-backs: training diverges. Look at the images, or train in a new --workdir "
+                "with a lower optim.lr or with optim.clip: there, --config.init.workdir="
+                f"{self.workdir} begins with the newest checkpoint's weights, if one is left"
             )
-        good = max(0, step - self.bad - 1)
-        self.rolls, self.beyond, self.bad = self.rolls + 1, step, 0
+        good = self.good(step)
+        self.rolls, self.beyond, self.bad, self.leaps = self.rolls + 1, step, 0, 0
         return good
 
     def saved(self, step: int) -> None:

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,12 +32,17 @@ class Life:
     all threads go to stderr and the process exits with STUCK, whatever it waits for.
     """
 
-    def __init__(self, seconds: float = 0, leave: Callable[[int], Any] = os._exit):
-        """leave: ends the process."""
+    def __init__(
+        self,
+        seconds: float = 0,
+        leave: Callable[[int], Any] = os._exit,
+        signals: Sequence[int] = SIGNALS,
+    ):
+        """leave: ends the process. signals: those to note; the others do what they always do."""
         self.signal = ""  # the name of the last one that came
         self.seconds, self.leave = seconds, leave
         self.doing, self.last, self.ended = "start", time.monotonic(), threading.Event()
-        self.before: dict[int, Any] = {}
+        self.signals, self.before = signals, {}
 
     def beat(self, doing: str) -> None:
         """Something was finished; `doing` is what comes now, for the message."""
@@ -99,7 +104,7 @@ class Life:
     def __enter__(self) -> "Life":
         self.beat("start")
         try:
-            for number in SIGNALS:
+            for number in self.signals:
                 if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                     self.before[number] = signal.signal(number, self._note)
         except ValueError:  # not the main thread, as in a notebook's executor: no handlers there

@@ -29,7 +29,7 @@ VERBS = {
         example="--config experiments/quickstart.py --workdir runs/quickstart",
     ),
     "eval": Verb(
-        does="Scores a run on its validation split.",
+        does="Scores a run on its validation split, or another.",
         example="--workdir runs/quickstart",
     ),
     "predict": Verb(
@@ -97,10 +97,12 @@ def parser(verb: str) -> Parser:
         )
     if verb == "train":
         p.add_argument(
-            "--dry_run", action="store_true", help="build everything, run one step, stop"
+            "--dry_run", action="store_true", help="build everything, run a step, evaluate a batch"
         )
     if verb == "eval":
-        p.add_argument("--split", help="default: data.eval_split of the run")
+        p.add_argument(
+            "--split", help="default: data.eval_split; reports of others go to WORKDIR/eval/SPLIT"
+        )
         p.add_argument(
             "--save_predictions",
             action="store_true",
@@ -222,6 +224,26 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
     return rest, overrides
 
 
+def check_overrides(
+    verb: str, args: argparse.Namespace, overrides: Sequence[tuple[str, str]]
+) -> None:
+    """Raises InputError for an override where there is no config that it could change."""
+    if getattr(args, "config", None):
+        return
+    for key, _ in overrides:
+        if verb in ("eval", "predict"):
+            if key.startswith("eval."):
+                continue
+            why = f"{verb} uses the run's own config, in which eval.* alone can be set"
+        elif "config" not in args:
+            why = f"{verb} takes no config. See python -m jaxseg.main {verb} --help"
+        elif getattr(args, "workdir", None):
+            why = f"{verb} --workdir takes the run's own config. Leave it out, or use --config FILE"
+        else:
+            why = "needs --config FILE, the config that it changes"
+        raise InputError(f"--config.{key}: {why}")
+
+
 def run(argv: Sequence[str]) -> int:
     """Runs a command; returns its exit code. Raises InputError for what the user can mend."""
     rest, overrides = split_overrides(argv)
@@ -232,13 +254,7 @@ def run(argv: Sequence[str]) -> int:
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
     args = parser(verb).parse_args(rest)
-    if not getattr(args, "config", None):
-        for key, _ in overrides:
-            if verb not in ("eval", "predict") or not key.startswith("eval."):
-                raise InputError(
-                    f"--config.{key} needs --config FILE: {verb} uses the run's own config"
-                    + (", in which eval.* can be set" if verb in ("eval", "predict") else "")
-                )
+    check_overrides(verb, args, overrides)
 
     # A word less from the compiler's C++ side; errors still show.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -345,7 +361,7 @@ def evaluate(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
         if args.workdir is None or args.config:
             raise InputError("eval needs --workdir DIR, or --predictions DIR of labels to score")
         if learns(load_config(args.workdir)):
-            from jaxseg.train import score
+            from jaxseg.verbs.score import score
         else:
             from jaxseg.verbs.regions import score
 
@@ -355,6 +371,12 @@ def evaluate(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
         scored = partial(score, args.workdir, args.split, args.save_predictions, overrides)
         return submitting(args, args.workdir / "predictions" / split, scored)
 
+    if args.submission or args.save_predictions:
+        word = "--submission" if args.submission else "--save_predictions"
+        raise InputError(
+            f"{word} needs a network's labels: --predictions scores those in a folder, and writes "
+            "none. Leave one of them out"
+        )
     from jaxseg.config import check, override
     from jaxseg.evaluate import rescore
     from jaxseg.experiment import resolve

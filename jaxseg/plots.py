@@ -1,7 +1,8 @@
 """Curves, trimaps and confusion matrices as PNG files, by matplotlib, without a screen."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,16 @@ def _figure(width: float, height: float):  # noqa: ANN202
     return Figure(figsize=(width, height), layout="constrained", dpi=110)
 
 
+def _records(metrics: Path) -> Iterator[dict]:
+    """The records of metrics.jsonl; a line that a crash cut short is passed over."""
+    for line in metrics.read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
+
+
 def curves(metrics: Path, picture: Path) -> None:
     """Loss and learning rate, and the validation scores, against the step, from metrics.jsonl."""
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    records = list(_records(metrics))
     train = [r for r in records if r["kind"] == "train"]
     evals = [r for r in records if r["kind"] == "eval"]
     figure = _figure(11, 3.6)

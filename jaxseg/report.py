@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
 from jaxseg import plots
@@ -124,12 +125,18 @@ def panels(
     return strip(image, *shown, classes)
 
 
-def reported_step(folder: Path) -> int | None:
-    """The step of the report in `folder`; None where there is none, or it is damaged."""
+def place(workdir: Path, split: str, config: ConfigDict) -> Path:
+    """Where the report on a split goes: that on the validation split lies in the workdir itself."""
+    return workdir if split == config.data.eval_split else workdir / "eval" / split
+
+
+def reported_step(folder: Path, split: str) -> int:
+    """The step of the report in `folder` on that split; 0 where there is none, or it is damaged."""
     try:
-        return json.loads((folder / "eval.json").read_text())["step"]
+        summary = json.loads((folder / "eval.json").read_text())
+        return summary["step"] if summary["split"] == split else 0
     except (OSError, ValueError, KeyError):
-        return None
+        return 0
 
 
 def _table_file(path: Path, rows: list[dict]) -> None:

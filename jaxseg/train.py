@@ -19,13 +19,13 @@ from ml_collections import ConfigDict
 from jaxseg import checkpoint, faults, models, plots, sharding
 from jaxseg import config as configs
 from jaxseg.compiler import options
-from jaxseg.data import catalog, pipeline
+from jaxseg.data import pipeline
 from jaxseg.data.feed import Feed
-from jaxseg.data.sources import SkipBad
-from jaxseg.errors import InputError, RestartError, out_of_memory
-from jaxseg.evaluate import evaluate, make_eval_step, open_source
+from jaxseg.data.sources import First, SkipBad
+from jaxseg.errors import InputError
+from jaxseg.evaluate import check_images, evaluate, make_eval_step, open_source
 from jaxseg.guard import Guard
-from jaxseg.inference import cast, settings
+from jaxseg.inference import cast
 from jaxseg.life import STOPPED, Life, Stopped
 from jaxseg.log import Log, say
 from jaxseg.ops.augment import augment
@@ -34,7 +34,6 @@ from jaxseg.optim import freeze, make_optimizer, schedule
 from jaxseg.pretrained import filled, flat, load_backbone
 from jaxseg.remat import passes
 from jaxseg.report import report, reported_step, table
-from jaxseg.saver import Saver
 from jaxseg.workdir import check_space, load_config, lock, prepare
 
 # The keys of config.data that the device obeys where it augments.
@@ -130,6 +129,7 @@ def train_step(
         batch_stats, collected = jax.lax.scan(gradient, state.batch_stats, stacked)
         grads, logs = jax.tree.map(lambda x: jnp.mean(x, axis=0), collected)
 
+    grads = faults.spoiled(grads, batch)  # themselves, unless this is a rehearsal
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state, ema={})
@@ -219,42 +219,48 @@ def compile_step(step: Callable, state: TrainState, batch: dict, mesh: Mesh) -> 
 def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> int:
     """Trains, or goes on training, the run of `workdir`; returns the exit code, 0 or STOPPED.
 
-    dry_run builds everything, runs one step and leaves nothing behind. Raises FloatingPointError
-    where training diverges and RestartError where the same command would go on.
+    dry_run builds everything, runs one step and one batch of the evaluation, and leaves nothing
+    behind. Raises FloatingPointError where training diverges and RestartError where the same
+    command would go on.
     """
     mesh = sharding.make_mesh(config.mesh)
     check_sizes(config, mesh)
-    source = open_source(config, config.data.train_split)
-    source = SkipBad(source) if config.data.on_bad_example == "skip" else source
-    validation = open_source(config, config.data.eval_split)
     if dry_run:
-        return rehearse(config, mesh, source, validation)
-    with Life(config.train.watchdog) as life, lock(workdir):
-        faults.strike("start")
-        prepare(config, workdir, validation.classes, len(source))
-        try:
-            run(config, workdir, mesh, source, validation, life)
-        except Stopped:
-            return STOPPED
-        except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1 or out_of_memory(error):
-                raise
-            raise RestartError(f"a peer is gone: {str(error).splitlines()[0]}") from error
+        return rehearse(config, mesh, *open_sources(config))
+    with Life(config.train.watchdog) as life:
+        source, validation = open_sources(config)  # where a signal may come, too
+        with lock(workdir):
+            faults.strike("start")
+            prepare(config, workdir, validation.classes, len(source))
+            try:
+                run(config, workdir, mesh, source, validation, life)
+            except Stopped:
+                return STOPPED
     if isinstance(source, SkipBad) and source.bad:
         say(source.summary())
     return 0
 
 
+def open_sources(config: ConfigDict) -> tuple[Any, Any]:
+    """The readers of the splits to train and to evaluate on."""
+    source = open_source(config, config.data.train_split)
+    source = SkipBad(source) if config.data.on_bad_example == "skip" else source
+    validation = open_source(config, config.data.eval_split)
+    check_images(config, validation)
+    return source, validation
+
+
 def rehearse(config: ConfigDict, mesh: Mesh, source: Any, validation: Any) -> int:
-    """One step on the first batch, from a fresh state."""
+    """One step on the first batch, from a fresh state, and an evaluation of one batch after it."""
     _, init, step_function = build(config, mesh)
-    make_eval_step(config, mesh)
+    eval_step = make_eval_step(config, mesh)
     state = start_from(config, init())
     say_what(config, state, source, validation)
     with closing(open_batches(config, source)) as batches:
         first = sharding.put_batch(faults.poison(next(batches), 1), mesh)
-        _, logs = compile_step(step_function, state, first, mesh)(state, first)
-    say(f"dry run: one step, loss {float(logs['loss']):.4f}")
+        state, logs = compile_step(step_function, state, first, mesh)(state, first)
+    evaluate(eval_step, state.variables(), First(validation, config.eval.batch), config, mesh)
+    say(f"dry run: one step, loss {float(logs['loss']):.4f}, and one batch of the evaluation")
     return 0
 
 
@@ -291,6 +297,7 @@ def run(
     state, step = resume(workdir, target)
     shift = checkpoint.position(workdir, step) - step  # batches that roll-backs passed over
     log, failures = Log(workdir, step, last, every.batch), []
+    reported = partial(reported_step, workdir, config.data.eval_split)
 
     def validate() -> None:
         life.beat(f"the evaluation of step {step}")
@@ -300,7 +307,8 @@ def run(
                 log.eval(step, result.scores)
                 if jax.process_index() == 0:
                     report(workdir, step, result, validation, config.data.eval_split)
-                    plots.curves(log.path, workdir / "curves.png")
+                    with log.tolerated():
+                        plots.curves(log.path, workdir / "curves.png")
         except Stopped:
             raise
         except Exception as error:  # a broken evaluation costs no training
@@ -330,7 +338,7 @@ def run(
 
     if step >= last:
         with log:
-            if (reported_step(workdir) or 0) < last:  # it was stopped in the last one
+            if reported() < last:  # it was stopped in the last one
                 validate()
         say(
             f"{workdir} is finished, at step {step}: `eval` scores it again, `predict` uses it; "
@@ -342,11 +350,11 @@ def run(
     state = state or start_from(config, init())
     say_what(config, state, source, validation)
     check_space(workdir, sum(x.nbytes for x in jax.tree.leaves(state)), every.keep)
-    guard, logs = Guard(every.spike), None
+    guard, logs = Guard(every.spike, workdir), None
     feed = Feed(open_batches(config, source, step + shift), lambda: alone and life.asked())
     with log, closing(feed), closing(checkpoint.Saver(workdir, every.keep)) as saver:
         try:
-            if due(step, every.eval_every) and (reported_step(workdir) or 0) < step:
+            if due(step, every.eval_every) and reported() < step:
                 validate()  # it was stopped there
             first = next(feed)
             if first is None:
@@ -358,26 +366,30 @@ def run(
             batches, feed.asked = itertools.chain([first], feed), life.asked
             log.begin(step)
             while step < last:
+                state = faults.flipped(state, step + shift + 1)
                 before, (state, logs) = logs, step_fn(state, draw())
                 step += 1
                 wrong, stop = guard.look(before)  # one step runs, one waits
+                seen, ends = step - 1, step == last
+                if ends and not (stop or guard.spent):  # no later step looks at this one
+                    (wrong, stop), seen = guard.look(logs), step
                 life.beat(f"step {step + 1} or the wait for its batch")
                 log.flush()
                 saver.settle()
-                saves = step == last or (due(step, every.checkpoint_every) and not guard.bad)
-                evaluates = step == last or due(step, every.eval_every)
+                saves = ends or (due(step, every.checkpoint_every) and not guard.bad)
+                evaluates = ends or due(step, every.eval_every)
                 if stop or ((saves or evaluates) and logs.get("stop", False)):
                     raise Stopped
                 if wrong and guard.bad == 1:
-                    log.say(f"step {step - 1}: {wrong}")
-                if guard.spent:
-                    good = guard.roll(step - 1, wrong)
+                    log.say(f"step {seen}: {wrong}")
+                if guard.spent or (ends and guard.leaps):
+                    good = guard.roll(seen, wrong)
                     state, back = saver.roll_back(target, good)
                     state = state or start_from(config, init())
-                    log.roll_back(step - 1, back, wrong)
+                    log.roll_back(seen, back, wrong)
                     shift, step, logs = shift + step - back, back, None
                     continue
-                if step == last or due(step, every.log_every):
+                if ends or due(step, every.log_every):
                     log.train(step, logs)
                 if saves:
                     save()
@@ -385,13 +397,16 @@ def run(
                     validate()
         except Stopped:
             step = int(state.step)
-            save()
-            saver.finish()
+            guard.look(logs)
+            if guard.leaps:
+                _, step = saver.roll_back(target, guard.good(step))
+                did = f"the loss has leapt, so nothing was saved; the newest good step is {step}"
+            else:
+                save()
+                saver.finish()
+                did = f"saved step {step}"
             log.flush()
-            log.say(
-                f"{life.name()}: saved step {step} in {workdir}; the same command goes on from "
-                "there"
-            )
+            log.say(f"{life.name()}: {did} in {workdir}; the same command goes on from there")
             raise
         saver.finish()
     if failures:
@@ -435,41 +450,6 @@ def warm_start(workdir: Path, variables: Any) -> Any:
         raise InputError(f"init.workdir {workdir}: none of its parameters fits this network")
     say(f"{len(taken)} of {len(mine)} arrays from {workdir}; new: {', '.join(fresh) or 'none'}")
     return filled(variables, taken)
-
-
-def score(
-    workdir: Path,
-    split: str | None = None,
-    save: bool = False,
-    overrides: Sequence[tuple[str, str]] = (),
-) -> int:
-    """The verb `eval`: scores a run on a split (default: its validation split) and reports it.
-
-    save: also the predictions, as WORKDIR/predictions/SPLIT/NAME.png. overrides: of the run's
-    config, (dotted key, text); without eval.boundary among them, boundaries are scored.
-    """
-    config, mesh, variables, step, _ = load_variables(workdir, overrides)
-    edges = config.eval.boundary or "eval.boundary" not in dict(overrides)
-    split = split or config.data.eval_split
-    source = open_source(config, split, catalog.read_classes(workdir / "classes.json"))
-    folder = workdir / "predictions" / split
-    result = evaluate(
-        make_eval_step(config, mesh, edges=edges),
-        variables,
-        source,
-        config,
-        mesh,
-        Saver(folder, step, source.classes, settings(config), config) if save else None,
-    )
-    say(table(result.scores, source.classes))
-    if jax.process_index() == 0:
-        report(workdir, step, result, source, split)
-    say(
-        f"step {step}, {len(source)} images of {split} (sizes: {result.sizes}, compilations: "
-        f"{result.compilations}); details in {workdir / 'eval.json'}"
-        + (f", predictions in {folder}" if save else "")
-    )
-    return 0
 
 
 def load_variables(

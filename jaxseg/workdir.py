@@ -123,7 +123,7 @@ def prepare(config: ConfigDict, workdir: Path, classes: Classes, count: int = 0)
                 "Use another --workdir, or the same values to resume it."
             )
         check_data(workdir, classes, count)
-        warn_of_backend(workdir)
+        warn_of_changes(workdir)
     if jax.process_index():
         return
     try:
@@ -131,7 +131,7 @@ def prepare(config: ConfigDict, workdir: Path, classes: Classes, count: int = 0)
             file.write_text(configs.to_json(config))
         catalog.write_classes(workdir / "classes.json", classes)
         with replacing(workdir / "env.json") as file:
-            known = {**environment(), "examples": count}
+            known = {**environment(), "examples": count, "earlier": _earlier(workdir)}
             file.write_text(json.dumps(known, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot write to workdir {workdir}: {error.strerror}") from error
@@ -155,22 +155,46 @@ def check_data(workdir: Path, classes: Classes, count: int) -> None:
         )
 
 
-def _known(workdir: Path, key: str) -> Any:
-    """What env.json says; None where it is gone, damaged or older."""
+def _remembered(workdir: Path) -> dict[str, Any]:
+    """What env.json says; {} where it is gone or damaged."""
     try:
-        return json.loads((workdir / "env.json").read_text()).get(key)
+        return json.loads((workdir / "env.json").read_text())
     except (OSError, ValueError):
-        return None
+        return {}
 
 
-def warn_of_backend(workdir: Path) -> None:
-    """Says where the run was augmented by another library, which rounds differently."""
-    before = _known(workdir, "augmentation")
-    if before not in (None, pixels.BACKEND):
-        say(
-            f"warning: this run was augmented with {before} and goes on with {pixels.BACKEND}, "
-            "which rounds differently: it will not end with the same bits"
-        )
+def _known(workdir: Path, key: str) -> Any:
+    """What env.json says of something; None where it does not, or is gone or damaged."""
+    return _remembered(workdir).get(key)
+
+
+def _earlier(workdir: Path) -> list[dict[str, Any]]:
+    """What env.json said of the run's earlier starts, oldest first; [] of a new run."""
+    last = _remembered(workdir) if checkpoint.exists(workdir) else {}
+    before = last.pop("earlier", [])
+    return [*before, last] if last else []
+
+
+def warn_of_changes(workdir: Path) -> None:
+    """Says where the run went on with another library of pixels, jax or kind of device so far:
+    these round differently."""
+    now, before = environment(), _remembered(workdir)
+    versions = before.get("versions", {})
+    for what, old, new in (
+        ("was augmented with", before.get("augmentation"), now["augmentation"]),
+        ("ran with jax", versions.get("jax"), now["versions"]["jax"]),
+        ("ran with jaxlib", versions.get("jaxlib"), now["versions"]["jaxlib"]),
+        ("ran on", _kinds(before.get("devices")), _kinds(now["devices"])),
+    ):
+        if old not in (None, new):
+            say(
+                f"warning: this run {what} {old} and goes on with {new}, which rounds differently: "
+                "it will not end with the same bits"
+            )
+
+
+def _kinds(devices: list[str] | None) -> str | None:
+    return devices and ", ".join(sorted(set(devices)))
 
 
 def environment() -> dict[str, Any]:

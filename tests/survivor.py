@@ -115,23 +115,26 @@ def work(order: dict) -> None:
     os.dup2(out, 2)
     os.environ.update(order["env"])
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={order['devices']}"
-    import jax
-
     from jaxseg import config as configs
-    from jaxseg import main, models
+    from jaxseg import distributed, main, models
     from jaxseg.data.sources import Shapes
     from jaxseg.train import train
 
     Shapes.SPLITS = {"train": (0, 16), "val": (1, 8), "test": (2, 8)}
-    if order["peer"]:
-        address, count, index = order["peer"]
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=10)
     config = configs.default()
     config.model.update(name="unet", num_classes=8, widths=(4, 4), padding="same", dropout=0.0)
     models.complete(config)
     configs.override(config, list(order["config"].items()))
-    main.run = lambda _: train(config, Path(order["workdir"]))
+
+    def run(_: list) -> int:
+        address, count, index = order["peer"] or ("", 0, -1)
+        with distributed.joined(distributed.find(address, count, index, False)) as line:
+            if line:
+                line.agree(configs.flat(config))
+                line.start()
+            return train(config, Path(order["workdir"]))
+
+    main.run = run
     main.main()
 
 

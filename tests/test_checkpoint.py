@@ -219,14 +219,27 @@ def test_whatever_orbax_raises_becomes_a_line(workdir, capsys, monkeypatch, erro
     assert len(lines) == 2 and type(error).__name__ in lines[0] and "second" not in lines[0]
 
 
-def test_a_state_of_another_shape_is_not_taken(workdir):
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("bias", 17, "params/conv/bias is (16,) there and (17,) here"),
+        ("offset", 16, "params/conv/bias is (16,) there and missing here"),
+    ],
+)
+def test_a_state_of_another_network_is_not_taken_and_not_called_damaged(
+    workdir, capsys, name, size, said
+):
     target = _target(_state())
-    bias = target["params"]["conv"]["bias"]
-    target["params"]["conv"]["bias"] = jax.ShapeDtypeStruct(
-        (17,), bias.dtype, sharding=bias.sharding
+    bias = target["params"]["conv"].pop("bias")
+    target["params"]["conv"][name] = jax.ShapeDtypeStruct(
+        (size,), bias.dtype, sharding=bias.sharding
     )
-    with checkpoint.manager(workdir) as manager, pytest.raises(InputError):
-        checkpoint.restore(manager, target)
+    with checkpoint.manager(workdir) as manager:
+        with pytest.raises(InputError, match=r"the network and the version of .* saved \[2, 1\]"):
+            checkpoint.restore(manager, target)
+    lines = capsys.readouterr().err.splitlines()
+    other = "was saved by another network or version of jaxseg and passed over"
+    assert lines == [f"checkpoint {step} {other}: {said}" for step in (2, 1)]
 
 
 def test_where_none_is_good_the_error_says_what_to_do(workdir):

@@ -183,6 +183,28 @@ def test_a_full_disk_is_told_and_costs_no_older_checkpoint(tmp_path, no_room, ca
     gc.collect()
 
 
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(28, "No space left on device"), InputError),
+        (ValueError("cannot write x [OS error 28: No space left on device]"), InputError),
+        (ValueError("barrier timed out"), RestartError),
+    ],
+)
+def test_what_a_failed_save_of_several_processes_ends_with(tmp_path, monkeypatch, error, kind):
+    saver = Saver(tmp_path, keep=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(saver, "_probe", lambda: _raise(error))
+        patch.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(kind, match="checkpoint 3 could not be saved"):
+            saver.save(3, state_of(3))
+    saver.close()
+
+
+def _raise(error):
+    raise error
+
+
 def test_a_folder_that_is_gone_is_made_again(tmp_path, capfd):
     saver = Saver(tmp_path / "run", keep=2)
     saver.save(1, state_of(1))

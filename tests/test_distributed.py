@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,9 +11,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 
+from jaxseg import distributed
 from jaxseg.distributed import Line, Place, find
 from jaxseg.errors import InputError, RestartError
 
@@ -141,6 +145,31 @@ def test_a_peer_that_dies_before_the_start_is_told_to_the_others():
     assert {(type(e), str(e)) for e in found} == {(RestartError, "process 1 is gone")}
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(28, "No space left on device"), 2, "No space left on device. Mend that"),
+        (PermissionError(13, "Permission denied", "run/eval.json"), 2, "run/eval.json: Permission"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB"), 2, "out of memory"),
+        (jax.errors.JaxRuntimeError("INTERNAL: Gloo failed"), 75, "a peer is gone: INTERNAL"),
+        (jax.errors.JaxRuntimeError("INVALID_ARGUMENT: x"), 1, "INVALID_ARGUMENT: x"),
+        (FloatingPointError("it diverges"), 76, "it diverges"),
+    ],
+)
+def test_what_ends_one_ends_all_with_the_code_that_one_alone_has(
+    monkeypatch, capsys, error, code, said
+):
+    ended = []
+    line = SimpleNamespace(fail=lambda *what: ended.append(what))
+    monkeypatch.setattr(distributed, "Line", lambda *_: line)
+    with distributed.joined(Place("host", 12, 2, 0)):
+        raise error
+    ((found, problem),) = ended
+    assert found == code and said in problem
+    told = capsys.readouterr().err
+    assert said in told and ("Traceback" in told) == (code == 1)
+
+
 SLURM = {
     "SLURM_JOB_ID": "77",
     "SLURM_STEP_NODELIST": "node[003-004]",
@@ -214,6 +243,25 @@ def test_what_fails_in_one_ends_both(tmp_path, write_folder):
     assert codes == [2, 2]
     assert "error: process 1 of 2: " in outputs[0] and "nowhere" in outputs[0]
     assert "Traceback" not in "".join(outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "codes", "said"),
+    [
+        ("kill@3:p1", [75, -9], "error: (process 1|a peer) is gone: "),
+        ("full@save:p1", [2, 2], "process 1 of 2: checkpoint 3 could not be saved: OSError"),
+        ("flip@2:p1", [75, 75], "the processes hold different states at step 3, fingerprints"),
+    ],
+)
+def test_what_befalls_one_of_two_commands_ends_both_with_a_code_and_a_reason(
+    tmp_path, fault, codes, said
+):
+    rehearsal = {"JAXSEG_TESTING": "1", "JAXSEG_FAULT": fault}
+    words = ["train", "--config", "tiny.py", "--workdir", "run"]
+    found, outputs = pair(tmp_path, words, devices=1, env=(rehearsal, rehearsal))
+    assert found == codes, outputs
+    assert re.search(said, outputs[0]) and "Traceback" not in "".join(outputs)
 
 
 def records(workdir, kind="train"):

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from jaxseg import main
-from jaxseg.errors import translated
+from jaxseg.errors import RestartError, of_the_machine, translated
 
 
 @pytest.mark.parametrize(
@@ -29,13 +29,41 @@ def test_what_the_machine_lacks_is_no_traceback(monkeypatch, capsys, problem, ex
     assert all(part in error for part in expected)
 
 
-def test_a_defect_stays_a_traceback(monkeypatch):
+@pytest.mark.parametrize(
+    "problem",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file", "x"),
+        jax.errors.JaxRuntimeError("INVALID_ARGUMENT: shapes differ"),
+        jax.errors.JaxRuntimeError("INTERNAL: CpuCallback error\nConnection reset by peer"),
+    ],
+)
+def test_a_defect_stays_a_traceback(monkeypatch, problem):
     def run(_):
-        raise FileNotFoundError(errno.ENOENT, "No such file", "x")
+        raise problem
 
     monkeypatch.setattr(main, "run", run)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(type(problem)):
         main.main()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "UNKNOWN: Gloo all-reduce failed: [gloo/transport/tcp/pair.cc] Connection closed by peer",
+        "INTERNAL: NCCL operation ncclAllReduce failed: remote process exited",
+        "UNAVAILABLE: The tasks have crashed",
+        "DEADLINE_EXCEEDED: Barrier timed out",
+    ],
+)
+def test_a_collective_that_lost_a_process_says_that_the_same_command_goes_on(text):
+    error = translated(jax.errors.JaxRuntimeError(text))
+    assert isinstance(error, RestartError) and str(error) == f"a peer is gone: {text}"
+
+
+def test_what_the_system_refused_is_known_in_a_librarys_words():
+    known = ValueError("Error writing x/y [OS error 28: ENOSPC No space left on device]")
+    assert of_the_machine(known) and of_the_machine(PermissionError(errno.EACCES, "no"))
+    assert not of_the_machine(ValueError("no")) and not of_the_machine(OSError(errno.ENOENT, "no"))
 
 
 def test_a_device_without_enough_memory_says_so():

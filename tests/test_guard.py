@@ -48,6 +48,14 @@ def test_five_bad_steps_in_a_row_roll_back_to_before_the_first():
     assert not guard.spent
 
 
+def test_it_tells_leaps_which_break_weights_from_steps_that_changed_nothing():
+    guard = warm(Guard())
+    assert look(guard, math.nan) and (guard.bad, guard.leaps) == (1, 0)
+    assert look(guard, 9.0) and look(guard, math.inf) and (guard.bad, guard.leaps) == (3, 1)
+    assert guard.good(20) == 16
+    assert look(guard, 1.0) == "" and guard.leaps == 0
+
+
 def test_after_three_roll_backs_it_diverges():
     guard = Guard()
     for _ in range(LIMIT):

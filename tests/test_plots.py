@@ -45,6 +45,16 @@ def test_curves_are_drawn(tmp_path, records):
     assert pixels.shape[1] > 2 * pixels.shape[0] and pixels.std() > 5
 
 
+def test_lines_that_a_crash_cut_short_are_passed_over(tmp_path):
+    records = [*map(_train, range(1, 9)), _eval(8)]
+    for name, extra in (("whole", b""), ("cut", b'{"kind": "train", "st\n\xff\n\n')):
+        lines = "".join(json.dumps(r) + "\n" for r in records).encode()
+        (tmp_path / f"{name}.jsonl").write_bytes(extra + lines)
+        plots.curves(tmp_path / f"{name}.jsonl", tmp_path / f"{name}.png")
+    whole, cut = (_picture(tmp_path / f"{name}.png") for name in ("whole", "cut"))
+    np.testing.assert_array_equal(whole, cut)
+
+
 def test_curves_show_the_loss(tmp_path):
     pictures = []
     for name, slope in (("rising", 1.0), ("falling", -1.0)):

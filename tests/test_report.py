@@ -9,7 +9,7 @@ from PIL import Image
 
 from jaxseg.data.colours import Classes, voc_palette
 from jaxseg.ops import boundary, metrics
-from jaxseg.report import Evaluation, report, table
+from jaxseg.report import Evaluation, report, reported_step, table
 
 NAMES = ("sky", "road", "car", "bird")
 SIZE = (30, 40)
@@ -74,6 +74,14 @@ def test_eval_json_has_the_totals_as_fractions_and_each_class(reported):
         assert values == {shown: scores[key][number] for shown, key in keys.items()}
     assert set(summary["per_class"]["bird"].values()) == {None}
     assert "null" in summary["policy"]
+
+
+def test_the_step_of_a_report_is_that_of_its_own_split(tmp_path):
+    assert reported_step(tmp_path, "val") == 0
+    report(tmp_path, 7, _result(), Scenes(), "test")
+    assert reported_step(tmp_path, "test") == 7 and reported_step(tmp_path, "val") == 0
+    (tmp_path / "eval.json").write_text('{"step": 7')
+    assert reported_step(tmp_path, "test") == 0
 
 
 def test_eval_json_has_the_trimap_by_width(reported):

@@ -62,6 +62,25 @@ def test_the_dry_run_on_slurm():
     assert dict(options)["ntasks-per-node"] == dict(options)["gpus-per-node"]
 
 
+@pytest.mark.parametrize(
+    ("code", "restarts", "again"),
+    [
+        *((code, 0, False) for code in (0, 1, 2, 76, 130)),
+        *((code, 19, True) for code in (42, 75, 134, 137)),
+        *((code, 20, code == 42) for code in (42, 75, 134, 137)),
+    ],
+)
+def test_slurm_queues_again_what_goes_on_and_not_forever(tmp_path, code, restarts, again):
+    for name, line in {"srun": f"exit {code}", "scontrol": 'echo "$@" > asked'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    env["SLURM_RESTART_COUNT"] = str(restarts)
+    done = subprocess.run(["bash", SCRIPTS / "slurm.sbatch", *WORDS], cwd=tmp_path, env=env)
+    assert done.returncode == code and (tmp_path / "asked").exists() == again
+    assert not again or (tmp_path / "asked").read_text() == "requeue 7\n"
+
+
 @pytest.mark.parametrize("script", ["tpu_pod.sh", "slurm.sbatch"])
 def test_without_words_they_tell_their_usage(script):
     done = subprocess.run(["bash", SCRIPTS / script], capture_output=True, text=True)

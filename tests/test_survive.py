@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -165,18 +166,120 @@ def test_exit_codes(monkeypatch, capsys, error, code):
 
 
 @pytest.mark.slow
-def test_a_loss_that_leaps_is_seen_and_rolled_back_and_the_run_recovers(tmp_path, faults):
+def test_a_loss_that_leaps_is_seen_and_rolled_back_and_the_run_recovers(tmp_path, faults, capsys):
     options = {"train__steps": 260, "train__checkpoint_every": 20, "data__flip": False}
     faults("")
     assert train(small(**options), tmp_path / "clean") == 0
     faults("spike@150")
     assert train(small(**options), tmp_path / "spiked") == 0
+    told = re.findall(r"step (\d+): the loss leapt", capsys.readouterr().out)
+    assert 150 <= int(told[0]) <= 150 + 2
     (back,) = records(tmp_path / "spiked", "roll-back")
     assert back["step"] == 140 and back["from"] <= 150 + 6 and "leapt" in back["reason"]
     clean, spiked = (
         np.mean([r["loss"] for r in records(tmp_path / run)][-60:]) for run in ("clean", "spiked")
     )
     assert spiked < 1.05 * clean
+
+
+LONGER = {"train__steps": 40, "train__checkpoint_every": 10, "data__flip": False}
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """A leap is measured against few losses."""
+    monkeypatch.setattr("jaxseg.guard.WINDOW", 16)
+
+
+@pytest.mark.parametrize("spike", [38, 39])
+def test_a_leap_in_the_last_steps_is_rolled_back(tmp_path, faults, soon, spike):
+    faults(f"spike@{spike}")
+    assert train(small(**LONGER), tmp_path) == 0
+    (back,) = records(tmp_path, "roll-back")
+    assert (back["from"], back["step"]) == (40, 30) and "leapt" in back["reason"]
+    losses = [r["loss"] for r in records(tmp_path)]
+    assert end(tmp_path)[0] == 40 and losses[-1] < 2 * np.median(losses[-16:])
+    assert max(losses[-8:]) < 2 * np.median(losses[-16:])
+
+
+@pytest.mark.parametrize(
+    ("fault", "every", "good"),
+    [("spike@33,term@37", 10, 30), ("spike@33,term@35", 17, 17), ("spike@33,term@35", 33, 0)],
+)
+def test_a_signal_amid_a_leap_leaves_the_last_good_step_as_the_newest(
+    tmp_path, faults, soon, capsys, fault, every, good
+):
+    """Also where the leap is in the very last step, and the step before it was saved."""
+    config = small(**LONGER | {"train__checkpoint_every": every})
+    faults(fault)
+    assert train(config, tmp_path) == STOPPED
+    said = f"the loss has leapt, so nothing was saved; the newest good step is {good} in"
+    assert f"SIGTERM: {said}" in capsys.readouterr().out
+    assert checkpoint.exists(tmp_path) == bool(good)
+    assert not good or end(tmp_path)[0] == good
+    faults("")
+    assert train(config, tmp_path) == 0
+    assert f"resuming at step {good}" in capsys.readouterr().out or not good
+
+
+def test_a_run_that_diverges_says_how_to_go_on_and_that_works(tmp_path, faults, capsys):
+    faults("nan_loss@18-90")
+    with pytest.raises(FloatingPointError, match="lower optim.lr") as caught:
+        train(small(train__steps=40, train__checkpoint_every=4), tmp_path / "a")
+    (old,) = re.findall(r"--config\.init\.workdir=(\S+)", str(caught.value))
+    faults("")
+    rate = small().optim.lr / 10
+    assert train(small(init__workdir=old, optim__lr=rate), tmp_path / "b") == 0
+    assert re.search(r"(\d+) of \1 arrays from .*a; new: none", capsys.readouterr().out)
+
+
+def test_a_signal_while_the_data_set_is_indexed_is_noted(tmp_path, monkeypatch, capsys):
+    import jaxseg.train as module
+
+    real, lost = module.open_source, []
+
+    def opening(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "open_source", opening)
+    before = signal.signal(signal.SIGTERM, lambda *_: lost.append(1))
+    try:
+        assert train(small(), tmp_path) == STOPPED and not lost
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "SIGTERM: saved step 0 in" in capsys.readouterr().out
+
+
+def test_metrics_that_cannot_be_written_cost_no_score(tmp_path, capsys, whole):
+    (tmp_path / "metrics.jsonl").mkdir()
+    assert train(small(train__eval_every=6), tmp_path) == 0
+    assert capsys.readouterr().out.count("metrics are lost, training goes on") == 1
+    assert json.loads((tmp_path / "eval.json").read_text())["step"] == 12
+    assert end(tmp_path) == whole
+
+
+def test_windows_that_do_not_fit_are_told_before_the_first_step(tmp_path):
+    config = small(eval__mode="slide", eval__crop="(512, 512)")
+    for dry_run in (True, False):
+        with pytest.raises(InputError, match="an image of .* smaller than one window"):
+            train(config, tmp_path / "run", dry_run)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_dry_run_evaluates_one_batch(tmp_path, monkeypatch, capsys):
+    import jaxseg.train as module
+
+    real, seen = module.evaluate, []
+
+    def evaluate(*arguments):
+        seen.append(len(arguments[2]))
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "evaluate", evaluate)
+    assert train(small(eval__batch=3), tmp_path / "run", dry_run=True) == 0
+    assert seen == [3] and "one batch of the evaluation" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_save_that_fails_is_told_and_the_next_one_works(tmp_path, monkeypatch, capfd, whole):

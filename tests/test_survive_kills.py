@@ -125,11 +125,26 @@ def test_a_dead_peer_ends_the_other_and_both_resume(family, tmp_path):
         time.sleep(1)
         children[index].kill(signal.SIGKILL)
         begin = time.monotonic()
-        assert family.wait(children[1 - index]) not in (0, STOPPED)
+        assert family.wait(children[1 - index]) == STUCK
         assert time.monotonic() - begin < 20
+        said = rf"error: (process {index}|a peer) is gone: "  # by the line, or by a collective
+        assert re.search(said, children[1 - index].text())
     children = pair(family, tmp_path)
     family.until(children[0], r"resuming at step [1-9]")
     family.until(children[0], r"step (\d+)/")
+    children[0].kill(signal.SIGTERM)
+    assert [family.wait(child) for child in children] == [STOPPED] * 2
+
+
+@pytest.mark.slow
+def test_a_device_that_computes_wrongly_ends_both_at_the_next_save(family, tmp_path):
+    env = REHEARSAL | {"JAXSEG_FAULT": "flip@8:p1"}
+    children = pair(family, tmp_path, env=env, train__checkpoint_every=5)
+    assert [family.wait(child) for child in children] == [STUCK] * 2
+    said = "error: the processes hold different states at step 10, fingerprints"
+    assert any(said in child.text() for child in children)
+    children = pair(family, tmp_path)
+    family.until(children[0], "resuming at step 5")
     children[0].kill(signal.SIGTERM)
     assert [family.wait(child) for child in children] == [STOPPED] * 2
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg import checkpoint, models, sharding
+from jaxseg import checkpoint, faults, models, sharding
 from jaxseg import config as configs
 from jaxseg import train as trainer
 from jaxseg.data import sources
@@ -153,17 +153,21 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
     assert losses[0] != losses[1]
 
 
-def test_a_step_that_is_not_finite_changes_no_weight():
+@pytest.mark.parametrize("number", ["nan", "inf"])
+@pytest.mark.parametrize("place", ["image", "loss", "grad"])
+def test_a_step_that_is_not_finite_changes_no_weight(monkeypatch, place, number):
+    """One pixel, the loss, or one array of the gradient."""
+    monkeypatch.setenv("JAXSEG_TESTING", "1")
+    monkeypatch.setenv("JAXSEG_FAULT", f"{number}_{place}@2")
     config = small_config(train__ema=0.9)
-    good, bad = random_batch(config), random_batch(config)
-    bad["image"] = bad["image"].astype(np.float32)
+    good, bad = (faults.poison(random_batch(config), n) for n in (1, 2))
     mesh = sharding.make_mesh(config.mesh)
     _, init, step = build(config, mesh)
     step = jax.jit(step)
     state, _ = step(init(), sharding.put_batch(good, mesh))
-    bad["image"][3, 5, 5] = np.nan
     after, logs = step(state, sharding.put_batch(bad, mesh))
-    assert not np.isfinite(logs["loss"])
+    assert np.isfinite(logs["loss"]) == (place == "grad")
+    assert np.isfinite(logs["grad_norm"]) == (place == "loss")
     assert int(after.step) == int(state.step) + 1
     assert int(state.skipped) == 0 and int(after.skipped) == int(logs["skipped"]) == 1
     same = after.replace(step=state.step, skipped=state.skipped)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from test_verbs_predict import _read, _save
 
 import jaxseg
 from jaxseg.errors import InputError
+from jaxseg.life import STUCK, Life
 from jaxseg.main import run
 from jaxseg.ops import crf
 from jaxseg.train import train
@@ -143,6 +145,62 @@ def test_an_image_of_8192x8192_takes_less_than_3_gb(tiny_run, predictor, tmp_pat
     for row, column in ((0, 0), (7, 3), (15, 15)):
         at = np.s_[512 * row : 512 * (row + 1), 512 * column : 512 * (column + 1)]
         np.testing.assert_array_equal(label[at], predictor(image[at]).label)
+
+
+def test_another_split_leaves_the_report_on_the_validation_split(
+    tiny_run, few_scenes, tmp_path, capsys
+):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    assert run(["eval", "--workdir", str(tmp_path / "run"), "--split", "test"]) == 0
+    assert {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()} == before
+    folder = tmp_path / "run" / "eval" / "test"
+    assert json.loads((folder / "eval.json").read_text())["split"] == "test"
+    assert list((folder / "pictures").iterdir()) and (folder / "per_class.csv").is_file()
+    assert f"details in {folder / 'eval.json'}" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_is_stuck_ends_restartably(
+    tiny_run, few_scenes, tmp_path, monkeypatch, capfd
+):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    content = json.loads(path.read_text())
+    content["train"]["watchdog"] = 2.0
+    path.write_text(json.dumps(content))
+    codes = []
+    monkeypatch.setattr("jaxseg.verbs.score.Life", partial(Life, leave=codes.append))
+    monkeypatch.setattr("jaxseg.faults.FOREVER", 5)
+    monkeypatch.setattr("sys.__stderr__", open(2, "w", closefd=False))
+    monkeypatch.setenv("JAXSEG_TESTING", "1")
+    monkeypatch.setenv("JAXSEG_FAULT", "hang@eval")
+    assert run(["eval", "--workdir", str(tmp_path / "run")]) == 0  # it goes on, having ended
+    assert codes == [STUCK]
+    err = capfd.readouterr().err
+    assert "in an evaluation: this process or a peer is stuck" in err and "in strike" in err
+
+
+@pytest.mark.parametrize("word", ["--submission", "--save_predictions"])
+def test_what_saved_predictions_cannot_be_asked_for_is_refused(tiny_run, tmp_path, word):
+    words = ["eval", "--predictions", str(tmp_path), "--workdir", str(tiny_run), word]
+    with pytest.raises(InputError, match=f"{word} needs a network's labels"):
+        run(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("pack --dataset shapes --output p", "pack takes no config. See .* pack --help"),
+        ("convert --source smp --arch a --checkpoint c --workdir w", "convert takes no config"),
+        ("check --data shapes", "needs --config FILE, the config that it changes"),
+        ("describe --workdir w", "describe --workdir takes the run's own config"),
+        ("eval --workdir w", r"eval uses the run's own config, in which eval\.\* alone"),
+        ("predict --workdir w --input a --output b", r"predict uses .* in which eval\.\* alone"),
+    ],
+)
+def test_an_override_without_a_config_says_why(words, said):
+    with pytest.raises(InputError, match=rf"^--config\.data\.root: {said}"):
+        run([*words.split(), "--config.data.root=x"])
 
 
 def test_settings_for_saved_predictions_are_checked_too(tiny_run, tmp_path):

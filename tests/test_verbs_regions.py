@@ -106,7 +106,8 @@ def test_eval_scores_again_and_other_splits(scored, few_scenes, capsys):
     assert main.run(["eval", "--workdir", str(scored)]) == 0
     assert (scored / "eval.json").read_text() == first
     assert main.run(["eval", "--workdir", str(scored), "--split", "test"]) == 0
-    assert json.loads((scored / "eval.json").read_text())["split"] == "test"
+    assert (scored / "eval.json").read_text() == first
+    assert json.loads((scored / "eval/test/eval.json").read_text())["split"] == "test"
     with pytest.raises(InputError, match="--save_predictions needs a network"):
         main.run(["eval", "--workdir", str(scored), "--save_predictions"])
 

@@ -15,32 +15,56 @@ from conftest import tiny_config
 from jaxseg.data import pixels
 from jaxseg.data.colours import Classes, voc_palette
 from jaxseg.errors import InputError
-from jaxseg.workdir import check_space, environment, load_config, lock, prepare, warn_of_backend
+from jaxseg.workdir import check_space, environment, load_config, lock, prepare, warn_of_changes
 
 CLASSES = Classes(tuple("abcdefgh"), voc_palette(8))
 
 
 def test_going_on_with_another_library_of_pixels_is_said(tmp_path, monkeypatch, capsys):
-    warn_of_backend(tmp_path)  # a new run
+    warn_of_changes(tmp_path)  # a new run
     (tmp_path / "env.json").write_text(json.dumps(environment()))
-    warn_of_backend(tmp_path)
+    warn_of_changes(tmp_path)
     assert capsys.readouterr().out == ""
     other = {"opencv": "pillow", "pillow": "opencv"}[pixels.BACKEND]
     monkeypatch.setattr(pixels, "BACKEND", other)
-    warn_of_backend(tmp_path)
+    warn_of_changes(tmp_path)
     said = capsys.readouterr().out
     assert said.startswith("warning: ") and "pillow" in said and "opencv" in said
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"versions": {"jax": "0.1"}}, "ran with jax 0.1 and goes on with "),
+        ({"versions": {"jaxlib": "0.1"}}, "ran with jaxlib 0.1 and goes on with "),
+        ({"devices": ["gpu A", "gpu A"]}, "ran on gpu A and goes on with cpu "),
+    ],
+)
+def test_going_on_with_another_jax_or_device_is_said(tmp_path, capsys, change, said):
+    (tmp_path / "env.json").write_text(json.dumps({**environment(), **change}))
+    warn_of_changes(tmp_path)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert said in line and "will not end with the same bits" in line
+
+
+def test_the_environments_of_a_run_that_went_on_are_all_kept(ran):
+    first = json.loads((ran / "env.json").read_text())
+    assert first.pop("earlier") == []
+    for count in (1, 2):
+        prepare(tiny_config(), ran, CLASSES, 16)
+        now = json.loads((ran / "env.json").read_text())
+        assert now.pop("earlier") == [first] * count and now == first
+
+
 def test_a_run_that_recorded_no_library_is_not_warned_of(tmp_path, capsys):
     (tmp_path / "env.json").write_text("{}")
-    warn_of_backend(tmp_path)
+    warn_of_changes(tmp_path)
     assert capsys.readouterr().out == ""
 
 
 def test_a_damaged_record_of_the_environment_stops_nothing(tmp_path, capsys):
     (tmp_path / "env.json").write_text('{"augmenta')
-    warn_of_backend(tmp_path)
+    warn_of_changes(tmp_path)
     assert capsys.readouterr().out == ""
 
 

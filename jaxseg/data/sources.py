@@ -250,6 +250,22 @@ class SkipBad:
         return f"{count} of {len(self)} examples cannot be read: skipped" if count else ""
 
 
+class First:
+    """The first `count` examples of a source, which is like it in all else."""
+
+    def __init__(self, source: Any, count: int):
+        self.source, self.count = source, min(count, len(source))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict:
+        return self.source[index]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+
 def part(items: Sequence[Any], split: str) -> list[Any]:
     """The share of a split where a data set has no splits of its own: val is every fifth item."""
     shares = {

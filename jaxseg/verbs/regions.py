@@ -25,7 +25,7 @@ from jaxseg.data.colours import IGNORE, Classes, voc_palette
 from jaxseg.errors import InputError
 from jaxseg.evaluate import evaluate, image_name, labels_given, make_eval_step, open_source
 from jaxseg.log import say
-from jaxseg.report import report, table
+from jaxseg.report import place, report, table
 from jaxseg.verbs.predict import PLAIN, Formats, Progress, check_outputs, collect, standing
 from jaxseg.workdir import load_config, prepare
 
@@ -82,15 +82,15 @@ def _score(config: ConfigDict, workdir: Path, source: Any, split: str) -> int:
     best = Ceiling(models.segmenter(config), source)
     step = make_eval_step(config, mesh, labels_given, edges=True)
     result = evaluate(step, {}, best, config, mesh)
-    mean = float(np.mean(list(best.counts.values())))
+    mean, folder = float(np.mean(list(best.counts.values()))), place(workdir, split, config)
     method = {key: value for key, value in config.model.items() if key in ("method", "segments")}
     notes = {"scored": CEILING, **method, "regions_per_image": mean, "versions": versions()}
     if jax.process_index() == 0:
-        report(workdir, None, result, source, split, notes)
+        report(folder, None, result, source, split, notes)
     say(table(result.scores, source.classes, CEILING))
     say(
         f"{config.model.method}: {mean:.1f} regions an image, {len(source)} images of {split}; "
-        f"details in {workdir / 'eval.json'}"
+        f"details in {folder / 'eval.json'}"
     )
     return 0
 
