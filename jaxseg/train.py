@@ -1,6 +1,7 @@
 """Training: the state, one step of it, and the only loop."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -457,7 +458,8 @@ def load_variables(
 ) -> tuple[ConfigDict, Mesh, Any, int, str]:
     """(config, mesh, variables to evaluate, step, fingerprint) of a run's newest good checkpoint.
 
-    The mesh is of the devices here, whatever the run was trained on. overrides: of its config.
+    The mesh is of the devices here, whatever the run was trained on; what was shared over fsdp, to
+    fit, is shared again, as far as fsdp divides them. overrides: of its config.
     """
     config = load_config(workdir)
     configs.override(config, overrides)
@@ -469,7 +471,9 @@ def load_variables(
         )
     if not checkpoint.exists(workdir):
         raise InputError(f"no checkpoint in {workdir / 'checkpoints'} yet: train the run first")
-    mesh = sharding.make_mesh(configs.default().mesh)
+    axes = configs.default().mesh
+    axes.fsdp = math.gcd(config.mesh.fsdp, jax.device_count())
+    mesh = sharding.make_mesh(axes)
     target, _, _ = build(config, mesh)
     with checkpoint.manager(workdir) as manager:
         state, step, digest = checkpoint.restore(manager, target)

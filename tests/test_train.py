@@ -14,6 +14,7 @@ from jaxseg import train as trainer
 from jaxseg.data import sources
 from jaxseg.errors import InputError
 from jaxseg.train import STOPPED, build, compile_step, load_variables, train, warm_start
+from jaxseg.verbs.predict import Predictor
 
 
 def small_config(**changes):
@@ -256,6 +257,22 @@ def test_the_loop_never_waits_for_the_step_that_runs(tmp_path, few_scenes, monke
     last = config.train.steps - 1
     assert {step for step, _ in seen} == set(range(last + 1))
     assert all(count >= step + 2 for step, count in seen if step < last)
+
+
+@pytest.mark.slow
+def test_a_run_whose_parameters_are_shared_is_loaded_so(tmp_path, few_scenes, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 256)
+    config = small_config(mesh__fsdp=4, train__steps=1)
+    assert train(config, tmp_path / "run") == 0
+    _, mesh, variables, _, _ = load_variables(tmp_path / "run")
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "space": 1}
+    shared = [x for x in jax.tree.leaves(variables) if not x.sharding.is_fully_replicated]
+    assert shared and all(x.addressable_shards[0].data.size * 4 == x.size for x in shared)
+    label = Predictor(tmp_path / "run")(np.zeros((20, 37, 3), np.uint8)).label
+    assert label.shape == (20, 37)
+    text = (tmp_path / "run" / "config.json").read_text()
+    (tmp_path / "run" / "config.json").write_text(text.replace('"fsdp": 4', '"fsdp": 3'))
+    assert load_variables(tmp_path / "run")[1].shape["fsdp"] == 1
 
 
 def metrics_of(workdir):
