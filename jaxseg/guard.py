@@ -27,6 +27,7 @@ class Guard:
         self.spike, self.workdir, self.losses = spike, workdir, deque(maxlen=WINDOW)
         self.bad = self.rolls = self.beyond = 0
         self.leaps = 0  # of the bad steps in a row those that leapt: the weights may be broken
+        self.kept = False  # whether there is a checkpoint
 
     def look(self, logs: dict[str, Any] | None) -> tuple[str, bool]:
         """(what is wrong with a step or "", whether a process was asked to stop) by its logs."""
@@ -60,6 +61,12 @@ class Guard:
     def spent(self) -> bool:
         return self.bad >= IN_A_ROW
 
+    @property
+    def broken(self) -> bool:
+        """Whether a run that ends here should not keep its weights. After one leap it goes back to
+        a checkpoint, but not to the beginning: that was more likely a hard batch."""
+        return self.leaps > 1 or (self.leaps == 1 and self.kept)
+
     def good(self, step: int) -> int:
         """The newest step whose state can be good, at bad step `step`: the update before the first
         bad step may be what broke it."""
@@ -79,6 +86,7 @@ class Guard:
         return good
 
     def saved(self, step: int) -> None:
-        """A checkpoint beyond the trouble: what comes is new trouble."""
+        """A checkpoint, beyond the trouble: what comes is new trouble."""
+        self.kept = True
         if step > self.beyond:
             self.rolls = 0

@@ -352,6 +352,7 @@ def run(
     say_what(config, state, source, validation)
     check_space(workdir, sum(x.nbytes for x in jax.tree.leaves(state)), every.keep)
     guard, logs = Guard(every.spike, workdir), None
+    guard.kept = step > 0
     feed = Feed(open_batches(config, source, step + shift), lambda: alone and life.asked())
     with log, closing(feed), closing(checkpoint.Saver(workdir, every.keep)) as saver:
         try:
@@ -383,7 +384,7 @@ def run(
                     raise Stopped
                 if wrong and guard.bad == 1:
                     log.say(f"step {seen}: {wrong}")
-                if guard.spent or (ends and guard.leaps):
+                if guard.spent or (ends and guard.broken):
                     good = guard.roll(seen, wrong)
                     state, back = saver.roll_back(target, good)
                     state = state or start_from(config, init())
@@ -399,7 +400,7 @@ def run(
         except Stopped:
             step = int(state.step)
             guard.look(logs)
-            if guard.leaps:
+            if guard.broken:
                 _, step = saver.roll_back(target, guard.good(step))
                 did = f"the loss has leapt, so nothing was saved; the newest good step is {step}"
             else:

@@ -202,6 +202,13 @@ def test_a_leap_in_the_last_steps_is_rolled_back(tmp_path, faults, soon, spike):
     assert max(losses[-8:]) < 2 * np.median(losses[-16:])
 
 
+def test_one_leap_in_the_last_step_does_not_begin_a_run_anew(tmp_path, faults, soon, capsys):
+    faults("spike@39")
+    assert train(small(**LONGER | {"train__checkpoint_every": 0}), tmp_path) == 0
+    assert end(tmp_path)[0] == 40 and not records(tmp_path, "roll-back")
+    assert "step 40: the loss leapt" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("fault", "every", "good"),
     [("spike@33,term@37", 10, 30), ("spike@33,term@35", 17, 17), ("spike@33,term@35", 33, 0)],
