@@ -60,8 +60,9 @@ ARGUMENTS = {
     "upsnet": ["", "dataset=cityscapes_panoptic", "dataset=shapes,variant=small"],
 }
 WITHOUT_PARAMETERS = models.WITHOUT_PARAMETERS  # test_verbs_regions.py runs them
+LONG = ("deeplabv2", "deeplabv3", "maskrcnn", "solo", "panoptic_deeplab", "upsnet")  # to trace
 CASES = [
-    pytest.param(name, arguments, marks=pytest.mark.slow if arguments else [])
+    pytest.param(name, arguments, marks=pytest.mark.slow if arguments or name in LONG else [])
     for name, all_ in ARGUMENTS.items()
     for arguments in all_
 ]
@@ -261,6 +262,7 @@ def test_macs_of_a_resnet_are_those_published_less_the_classifier(depth, macs):
     assert count_macs(net, variables, image)[0] == macs - 2048 * 1000
 
 
+@pytest.mark.slow
 def test_the_kept_activations_grow_with_the_batch():
     config = load("unet", "variant=same,width=8")
     small = network_facts(config, (64, 64))["train_memory_bytes"]

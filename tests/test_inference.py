@@ -168,6 +168,7 @@ def _by_hand(config: ConfigDict, variables: dict, image: np.ndarray, crop, strid
     return mean if probabilities else _softmax(mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "stride", "blend", "average", "flip", "batch"),
     [
@@ -258,6 +259,7 @@ def _upsampled(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
 @pytest.mark.parametrize(("flip", "turns"), [(False, False), (True, False), (True, True)])
 def test_scales_flips_and_turns_are_averaged(variables, average, flip, turns):
@@ -301,6 +303,7 @@ def test_any_other_size_is_answered_too(variables):
     _agree(out, _softmax(_upsampled(logits.astype(np.float64), (24, 20))), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 8, 16])
 def test_windows_over_eight_devices_say_the_same(variables, batch):
     config = _config({"mode": "slide", "crop": (12, 12), "batch": 4, "stride": (6, 6)})

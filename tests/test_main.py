@@ -194,6 +194,7 @@ def test_misspelt_field_of_the_model_in_the_file(fails, folder):
     _contains(fails(*_train("typo.py")), '"widhts"', 'Did you mean "widths"?')
 
 
+@pytest.mark.slow
 def test_a_backbone_named_on_the_command_line_is_the_one_that_is_built(folder, capsys):
     def params(*words: str) -> int:
         command = ["describe", "--config", "atrous.py", "--size", "33,33", "--json", *words]
@@ -406,6 +407,7 @@ def test_eval_on_a_split_without_labels(fails, folder, write_folder, capsys):
     _contains(message, "test", "masks")
 
 
+@pytest.mark.slow
 def test_saved_predictions_score_the_same_without_a_checkpoint(
     folder, tiny_run, few_scenes, capsys
 ):

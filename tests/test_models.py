@@ -88,6 +88,7 @@ def test_unet_at_an_invalid_size_names_the_nearest_valid_ones():
         unet.Model(2, padding="same").check_crop((100, 96))
 
 
+@pytest.mark.slow
 def test_valid_unet_sees_its_mirrored_border_as_the_paper_does():
     """The tile in the middle of a larger image is labelled as it is in the whole."""
     model = unet.Model(2, widths=(2, 4, 8), norm=Norm(kind="none"))
@@ -108,6 +109,7 @@ def test_unet_loss_takes_the_labelled_centre():
     assert logs["loss"] == value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stem", "parameters"),
     [
@@ -186,7 +188,7 @@ FIELDS = {
     "deeplabv2": {"scales": (1.0,)},
     "unet": {"padding": "same", "norm": Norm(), "widths": (8,) * 5},
 }
-FEW = ("resnet18", "vgg16", "xception41", "mobilenetv2")
+FEW = ("resnet18", "vgg16")
 MATRIX = [
     pytest.param(head, name, marks=[] if name in FEW else pytest.mark.slow)
     for head in HEADS

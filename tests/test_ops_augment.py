@@ -228,6 +228,7 @@ def test_the_host_augments_by_default():
     assert augment_batch(batch, 0, configs.default()) is batch
 
 
+@pytest.mark.slow
 def test_a_run_can_augment_on_the_device(few_scenes, tmp_path, capsys):
     config = tiny_config()
     config.data.update(augment_on="device", scale=(0.5, 2.0), photometric=True)

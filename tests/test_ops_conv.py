@@ -156,6 +156,7 @@ def test_vmap(op, taps):
         np.testing.assert_allclose(have_shared[1], want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", [conv, depthwise])
 @pytest.mark.parametrize(
     ("taps", "stride", "rate"), [(1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 4)]

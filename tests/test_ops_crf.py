@@ -97,6 +97,7 @@ def test_exact_is_the_mean_field_over_all_pairs(normalization, block, monkeypatc
     np.testing.assert_allclose(q, brute(unary, image, **settings), atol=1e-5)
 
 
+@pytest.mark.slow
 @methods
 def test_the_normalizations_differ(method):
     unary, image = energies(11, 14, 3), picture(11, 14)
@@ -107,6 +108,7 @@ def test_the_normalizations_differ(method):
     assert abs(one - other).max() > 0.01
 
 
+@pytest.mark.slow
 @normalizations
 def test_permutohedral_is_near_exact(normalization):
     unary, image = energies(40, 56, 4), picture(40, 56, noise=3)
@@ -116,6 +118,7 @@ def test_permutohedral_is_near_exact(normalization):
     assert (exact.argmax(-1) == lattice.argmax(-1)).mean() > 0.97
 
 
+@pytest.mark.slow
 @methods
 @normalizations
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -142,6 +145,7 @@ def test_uniform_stays_uniform(method, normalization):
     np.testing.assert_allclose(q, 1 / 3, atol=1e-6)
 
 
+@pytest.mark.slow
 @methods
 def test_constant_stays_constant_with_pixel_normalization_alone(method):
     unary = np.broadcast_to(np.float32([0.4, 1.1, 2.0]), (11, 14, 3))
@@ -176,6 +180,7 @@ def test_an_edge_of_colour_stops_messages():
         assert (q.argmax(-1) == (np.arange(14) >= 7)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "normalization", "per_class"),
     [
@@ -233,6 +238,7 @@ def lattice_matrices(image, sigma_xy, sigma_rgb, sigma_gamma):
     return matrices
 
 
+@pytest.mark.slow
 @methods
 def test_gradient_is_the_slope(method):
     unary, image = energies(8, 9, 3), picture(8, 9)
@@ -274,6 +280,7 @@ def test_vmap_and_jit_do_as_a_loop_does(method):
     np.testing.assert_allclose(shared[1], run(unaries[1], images[0], valid[0], 3.0), atol=1e-6)
 
 
+@pytest.mark.slow
 @methods
 @normalizations
 def test_padding_changes_nothing(method, normalization):
@@ -389,6 +396,7 @@ def test_bad_input_is_one_message(change, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_under_jit_sigmas_that_are_too_small_give_nan():
     unary, image = energies(3, 4, 2), picture(3, 4)
 
@@ -401,6 +409,7 @@ def test_under_jit_sigmas_that_are_too_small_give_nan():
     assert np.isnan(run(0.001)).all()
 
 
+@pytest.mark.slow
 @normalizations
 @pytest.mark.parametrize(
     "sigmas",

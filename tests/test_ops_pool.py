@@ -283,6 +283,7 @@ def test_adaptive_average_against_loops(bins, size, dtype):
     check_average(lambda x: adaptive_avg_pool(x, bins), lambda x, g: adaptive(x, g, bins), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pool",
     [
