@@ -11,18 +11,21 @@ import json
 import re
 import sys
 import zlib
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 SIZE = (90, 120)  # no multiples of 32: filled up to 96 x 128
+SMALLER = (52, 69)  # resized by 90/52 and 119/69, to be seen at 90 x 119
 # Few boxes, and the scores of random weights.
 LIMITS = {
     **{"rpn_pre_nms_top_n_test": 100, "rpn_post_nms_top_n_test": 60, "box_score_thresh": 0.03},
     **{"box_detections_per_img": 30, "min_size": min(SIZE), "max_size": max(SIZE)},
 }
 ARCHS = ("small", "maskrcnn_resnet50_fpn")  # small: a ResNet-18 with narrow heads, six classes
+CANONICAL = 16  # of `small`: boxes of all four levels, where 224 would leave the finest alone
 # Drawn smaller, so that no number explodes: boxes of the size of their anchors, several classes.
 SCALES = {
     **{r".*bbox_pred\.\w+": 0.1, r".*cls_score\.weight": 0.5},
@@ -30,9 +33,9 @@ SCALES = {
 }
 
 
-def images():
+def images(size=SIZE):
     """Two of them, float64 [2,H,W,3], 0..1."""
-    return np.random.default_rng(0).random((2, *SIZE, 3))
+    return np.random.default_rng(0).random((2, *size, 3))
 
 
 def random_state(shapes):
@@ -96,9 +99,12 @@ def network(arch):
         pyramid = parts[0].BackboneWithFPN(
             body, {f"layer{i}": str(i - 1) for i in range(1, 5)}, [64, 128, 256, 512], 32
         )
+        pool = partial(parts[2].MultiScaleRoIAlign, list("0123"), canonical_scale=CANONICAL)
         net = parts[1].MaskRCNN(
             pyramid,
             **LIMITS,
+            box_roi_pool=pool(output_size=7, sampling_ratio=2),
+            mask_roi_pool=pool(output_size=14, sampling_ratio=2),
             rpn_anchor_generator=detection.anchor_utils.AnchorGenerator(
                 tuple((s,) for s in (16, 32, 64, 128, 256)), ((0.5, 1.0, 2.0),) * 5
             ),
@@ -122,7 +128,10 @@ def run(net):
     """What the network computes on the way and finds: name -> array, boxes as (y0, x0, y1, x1)."""
     import torch
 
-    given = [torch.from_numpy(image.transpose(2, 0, 1)) for image in images()]
+    given, smaller = (
+        [torch.from_numpy(image.transpose(2, 0, 1)) for image in images(size)]
+        for size in (SIZE, SMALLER)
+    )
     with torch.no_grad():
         batch, _ = net.transform(given)
         levels = net.backbone(batch.tensors)
@@ -130,7 +139,7 @@ def run(net):
         proposals, _ = net.rpn(batch, levels)
         rois = net.roi_heads.box_roi_pool(levels, proposals, batch.image_sizes)
         logits, _ = net.roi_heads.box_predictor(net.roi_heads.box_head(rois))
-        found = net(given)
+        found, resized = net(given), net(smaller)
     last = {key: value.numpy().transpose(0, 2, 3, 1) for key, value in levels.items()}
     counts = [len(x) for x in proposals]
     results = {
@@ -142,12 +151,20 @@ def run(net):
         "proposals": padded([x[:, [1, 0, 3, 2]] for x in proposals], 60),
         "rois": padded([x.permute(0, 2, 3, 1) for x in rois.split(counts)], 60),
         "logits": padded(logits.split(counts), 60),
+        **objects(found),
+        **{f"resized {key}": value for key, value in objects(resized).items()},
+    }
+    return {key: x.astype(np.float32) if x.dtype == np.float64 else x for key, x in results.items()}
+
+
+def objects(found):
+    """What the network finds in both images."""
+    return {
         "boxes": padded([x["boxes"][:, [1, 0, 3, 2]] for x in found], 30),
         "scores": padded([x["scores"] for x in found], 30),
         "labels": padded([x["labels"] for x in found], 30).astype(np.int32),
         "masks": padded([x["masks"][:, 0] > 0.5 for x in found], 30).astype(bool),
     }
-    return {key: x.astype(np.float32) if x.dtype == np.float64 else x for key, x in results.items()}
 
 
 def flat(levels, width):
@@ -184,7 +201,7 @@ def main():
         stored[f"{arch} shapes"] = np.array(json.dumps(shapes))
         for key, value in run(net).items():
             value = value[PARTS[key]] if key in PARTS else value
-            stored[f"{arch} {key}"] = np.packbits(value) if key == "masks" else value
+            stored[f"{arch} {key}"] = np.packbits(value) if key.endswith("masks") else value
             print(arch, key, value.shape, f"largest {np.abs(value).max():.3g}")
     np.savez_compressed(output, **stored)
 

@@ -50,8 +50,14 @@ ARGUMENTS = {
         *("", "dataset=shapes,variant=small", "dataset=nuclei,variant=small"),
         *("backbone=resnet101", "recipe=torchvision"),
     ],
-    "solo": ["", "variant=decoupled_light", "dataset=shapes,variant=small", "recipe=mmdet"],
-    "solov2": ["", "variant=light", "dataset=nuclei,variant=small", "recipe=mmdet"],
+    "solo": [
+        *("", "variant=decoupled", "variant=decoupled_light", "recipe=mmdet"),
+        *("dataset=shapes,variant=small", "dataset=nuclei,variant=small"),
+    ],
+    "solov2": [
+        *("", "variant=light", "recipe=mmdet"),
+        *("dataset=shapes,variant=small", "dataset=nuclei,variant=small"),
+    ],
     "panoptic_deeplab": [
         *("", "dataset=coco_panoptic,stem=deep", "backbone=xception71,output_stride=16"),
         *("dataset=shapes,variant=small", "dataset=nuclei,variant=small"),

@@ -15,7 +15,7 @@ from jaxseg.backbones.layers import Conv, Norm
 from jaxseg.macs import count_macs
 from jaxseg.models import maskrcnn
 from jaxseg.ops import boxes as ops
-from jaxseg.ops.roi import crop_masks
+from jaxseg.ops.roi import crop_masks, level_of
 
 SIZE, SLOTS = (50, 70), 4
 
@@ -40,7 +40,7 @@ def model(**fields):
     proposals = maskrcnn.Proposals((8, 16, 32, 64, 128), before=(40, 30), after=(24, 16))
     detections = maskrcnn.Detections(rois=16, candidates=40, count=7, score=0.1)
     own = {"num_classes": 5, "things": (1, 2, 4), "backbone": Backbone()}
-    own |= {"proposals": proposals, "detections": detections, **small}
+    own |= {"proposals": proposals, "detections": detections, **small, "canonical": 16.0}
     return maskrcnn.Model(**{**own, **fields})
 
 
@@ -131,6 +131,7 @@ def test_a_step_learns_of_objects_and_updates_the_norm(trained):
     assert positive.sum(1).max() <= 4 and not positive[:, 4:].any()  # a quarter of 16, first
     assert (index[positive] != 3).all()  # a crowd
     assert np.asarray(outputs["counts"]).all()
+    assert len(np.unique(level_of(outputs["rois"], canonical=net.canonical))) >= 3
 
 
 def test_images_without_objects_have_a_finite_loss_and_nothing_is_compiled_again(trained):
@@ -175,25 +176,51 @@ def test_devices_that_share_the_batch_get_the_same_loss_and_gradient(trained):
         np.testing.assert_allclose(b, a, atol=1e-4 * np.abs(a).max() + 1e-7)
 
 
-@pytest.mark.slow
-def test_predictions_of_any_size(trained):
-    net, variables, _ = trained
-    image = scenes(2)["image"]
+@pytest.fixture(scope="module")
+def prediction(trained):
+    """run(variables, image) -> instances, with more slots than are filled."""
+    net = trained[0].clone(detections=maskrcnn.Detections(candidates=48, count=48, score=0.1))
     fields = {k: getattr(net, k) for k in models._keywords(maskrcnn.predict)}
 
     @jax.jit
     def run(variables, image):
-        return maskrcnn.predict(net.apply(variables, image, train=False), image, **fields)
+        outputs = net.apply(variables, image, train=False)
+        return maskrcnn.predict(outputs, image, **fields)["instances"]
 
-    found = run(variables, image)["instances"]
-    assert found["masks"].shape == (2, 7, *SIZE) and found["masks"].dtype == bool
-    classes = np.asarray(found["classes"])
-    assert classes.dtype == np.int32 and set(np.unique(classes)) <= {-1, 1, 2, 4}
-    there = classes >= 0
-    assert there.any() and (np.asarray(found["scores"])[there] > 0.1).all()
-    assert not np.asarray(found["masks"])[~there].any()
-    boxes = np.asarray(found["boxes"])
-    assert boxes.min() >= 0 and (boxes[..., 2:] <= SIZE).all()
+    return run
+
+
+@pytest.mark.slow
+def test_predictions_of_any_number_of_objects_are_compiled_once(trained, prediction):
+    numbers = set()
+    for seed, objects in ((0, 4), (1, 0), (2, 1)):
+        found = prediction(trained[1], scenes(2, seed, objects)["image"])
+        assert found["masks"].shape == (2, 48, *SIZE) and found["masks"].dtype == bool
+        classes = np.asarray(found["classes"])
+        assert classes.dtype == np.int32 and set(np.unique(classes)) <= {-1, 1, 2, 4}
+        there = classes >= 0
+        assert there.any() and (np.asarray(found["scores"])[there] > 0.1).all()
+        assert not np.asarray(found["masks"])[~there].any()
+        boxes = np.asarray(found["boxes"])
+        assert boxes.min() >= 0 and (boxes[..., 2:] <= SIZE).all()
+        numbers |= set(there.sum(1).tolist())
+    assert len(numbers) > 1
+    assert prediction._cache_size() == 1
+
+
+@pytest.mark.slow
+def test_devices_that_share_the_batch_predict_the_same(trained, prediction):
+    image = scenes(8)["image"]
+    mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
+    spread = jax.device_put(image, NamedSharding(mesh, PartitionSpec("data")))
+    held = jax.device_put(trained[1], NamedSharding(mesh, PartitionSpec()))
+    one, many = prediction(trained[1], image), prediction(held, spread)
+    assert not many["scores"].sharding.is_fully_replicated
+    np.testing.assert_array_equal(many["classes"], one["classes"])
+    np.testing.assert_allclose(many["scores"], one["scores"], atol=1e-5)
+    np.testing.assert_allclose(many["boxes"], one["boxes"], atol=1e-3)
+    differ = np.asarray(many["masks"]) != np.asarray(one["masks"])
+    assert differ.sum() <= 1e-4 * np.asarray(one["masks"]).sum() > 0
 
 
 def softmax(x):

@@ -5,7 +5,10 @@ import json
 import numpy as np
 import oracle
 import pytest
+from networks import EXPERIMENTS
 
+from jaxseg.data import shapes
+from jaxseg.experiment import resolve
 from jaxseg.main import run
 from jaxseg.train import train
 
@@ -39,3 +42,38 @@ def test_a_run_of_a_network_of_objects(trained, capsys, caplog):
     entries = json.loads((saved / "panoptic.json").read_text())["annotations"]
     assert len(entries) == 8 and (saved / "results.json").exists()
     assert len(list((saved / "panoptic").iterdir())) == 8
+
+
+TINY = {
+    "maskrcnn": {"features": 8, "box_features": 16, "mask_features": 8, "mask_convs": 1},
+    "solo": {"features": 16, "fpn": 16, "convs": 1},
+    "solov2": {"features": 16, "fpn": 16, "convs": 1, "embedding": 16, "mask_features": 16},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_a_data_set_without_objects_is_trained_on_and_has_no_ap(
+    name, monkeypatch, few_scenes, tmp_path
+):
+    scene = shapes.scene
+
+    def empty(*args):
+        kept = scene(*args)
+        none = {key: kept[key][:0] for key in ("masks", "classes", "boxes")}
+        return {**kept, **none, "label": np.zeros_like(kept["label"])}
+
+    monkeypatch.setattr(shapes, "scene", empty)
+    fixed = {"data.crop": "(64, 64)", "data.threads": "1", "train.steps": "2", "train.batch": "8"}
+    fixed |= {"train.log_every": "1", "train.checkpoint_every": "0", "optim.warmup": "0"}
+    fixed |= {f"model.{key}": str(value) for key, value in TINY[name].items()}
+    config = resolve(f"{EXPERIMENTS / name}.py:dataset=shapes,variant=small", [*fixed.items()])
+    assert train(config, tmp_path) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert len(steps) == 2 and steps[-1]["skipped"] == 0
+    assert all(np.isfinite(line["loss"]) and line["positives"] == 0 for line in steps)
+    (scores,) = [line for line in lines if line["kind"] == "eval"]
+    assert "AP" in scores and scores["AP"] is None and scores["AP50"] is None
+    summary = json.loads((tmp_path / "eval.json").read_text())
+    assert summary["AP"] is None and summary["images"] == 8
