@@ -68,6 +68,7 @@ def test_stride_past_the_cap_turns_into_dilation(output_stride, plan):
     assert stage_strides((2, 2, 1, 2, 2, 2), output_stride) == plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("output_stride", "field"), [(32, 435), (16, 467), (8, 483)])
 def test_the_field_of_view_is_that_of_the_kernels_strides_and_rates(output_stride, field):
     """By gradient. The sum over layers of (kernel - 1) x rate x stride so far, plus 1, less the 4

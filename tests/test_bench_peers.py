@@ -32,6 +32,7 @@ NAMES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_as_many_parameters(bench, name):
     pair = bench.PAIRS[name]

@@ -326,6 +326,7 @@ def test_the_report_is_made_again_of_saved_predictions(saved, evaluated, monkeyp
     assert all((saved / name).read_bytes() == (tmp_path / name).read_bytes() for name in pictures)
 
 
+@pytest.mark.slow
 def test_predictions_of_any_origin_are_scored(alone, evaluated, monkeypatch, tmp_path):
     for i, prediction in enumerate(alone):
         Image.fromarray(prediction.astype(np.uint8)).save(tmp_path / f"image{i}.png")  # grey

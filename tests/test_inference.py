@@ -278,6 +278,7 @@ def test_scales_flips_and_turns_are_averaged(variables, average, flip, turns):
     _agree(out, mean if average == "probabilities" else _softmax(mean), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_scales_and_windows_go_together(variables):
     config = _config({"mode": "slide", "crop": (16, 16), "scales": (1.0, 2.0)})
     image = _image(20, 24)

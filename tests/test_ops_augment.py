@@ -209,6 +209,7 @@ def test_images_without_colours_go_through(channels):
     assert (out["image"] == out["image"][..., :1]).all()
 
 
+@pytest.mark.slow
 def test_a_step_is_replayed_on_any_mesh():
     config = configs.default()
     config.data.update(augment_on="device", crop=(16, 24), scale=(0.5, 2.0), photometric=True)

@@ -159,6 +159,7 @@ def test_bed_of_nails(stride):
     np.testing.assert_array_equal(dx, g[:, ::stride, ::stride])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("taps", "stride", "padding"), [(2, 2, 0), (4, 2, 1), (3, 2, 1), (8, 4, 2), (3, 1, 1)]
 )

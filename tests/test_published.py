@@ -111,6 +111,7 @@ def test_torchvisions_networks_count_as_published_with_their_auxiliary_heads(nam
     assert count_macs(model, variables, image)[0] / 1e9 == pytest.approx(macs, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fields", "side", "macs", "after"),
     [  # 1e9 MACs of the ImageNet classifier, of which so many channels times 1000 come after

@@ -98,6 +98,7 @@ def test_a_network_of_one_sigmoid_is_refused(tmp_path):
         convert("smp", ARCH, tmp_path / "one.npz", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_workdir_with_a_run_is_not_overwritten(checkpoint, converted):
     with pytest.raises(InputError, match="another --workdir"):
         convert("smp", ARCH, checkpoint, converted)

@@ -120,6 +120,7 @@ def test_more_segments_have_a_higher_ceiling(tmp_path, few_scenes):
     assert scores[0] + 0.05 < scores[1]
 
 
+@pytest.mark.slow
 def test_a_folder_with_ignored_pixels_and_mixed_sizes(tmp_path, write_folder):
     data = write_folder(tmp_path / "data")
     Image.new("RGB", (30, 20), "green").save(data / "val/images/02.png")
