@@ -102,8 +102,7 @@ def test_an_image_is_mirrored_at_its_borders_where_the_network_needs_more(paddin
 def test_valid_and_padded_labels_are_where_the_image_is():
     config = _config(padding="valid")
     variables = _variables(config)
-    image = np.full((1, 21, 24, 3), 128, np.uint8)
-    spot = image.copy()
+    image, spot = (np.full((1, 21, 24, 3), 128, np.uint8) for _ in range(2))
     spot[0, 5, 18] = 255
     plain, marked = (_run(config, variables, x)["logits"] for x in (image, spot))
     rows, columns = np.nonzero(np.abs(plain - marked).max(axis=(0, 3)) > 1e-7)
@@ -314,8 +313,7 @@ def test_windows_over_eight_devices_say_the_same(variables, batch):
     out = infer(jax.device_put(variables, replicated(mesh)), image, size=(14, 31))
     np.testing.assert_allclose(out["logits"], alone["logits"], atol=1e-5)
     hlo = infer.lower(jax.device_put(variables, replicated(mesh)), image, size=(14, 31)).compile()
-    shard = max(1, batch // 8)
-    assert f"f32[{shard},12,12,4]" in hlo.as_text()  # a device's share of the windows' logits
+    assert f"f32[{max(1, batch // 8)},12,12,4]" in hlo.as_text()  # a device's share of logits
 
 
 def test_nothing_loops_over_windows_in_python(variables):

@@ -23,8 +23,7 @@ def get_config(dataset: str = "shapes", padding: str = "same"):
     config.data.crop = (32, 32)
     config.data.threads = 1
     config.model.update(name="unet", widths=(4, 8), padding=padding, dropout=0.0)
-    config.train.steps = 1
-    config.train.batch = 8
+    config.train.update(steps=1, batch=8)
     return config
 """
 ATROUS = EXPERIMENT.replace(
