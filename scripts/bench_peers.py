@@ -211,14 +211,14 @@ def mean_iou(images: int, seconds: float, size: tuple[int, int] = (360, 480)) ->
     print(f"{rates[1]:.0f}; ratio {np.median(taken[:, 1] / taken[:, 0]):.2f}")
 
 
-def loss_in_blocks(seconds: float, classes: int = 150, side: int = 512) -> None:
+def loss_in_blocks(seconds: float, classes: int = 150, side: int = 512, batch: int = 1) -> None:
     """Memory and time of cross entropy at full size and of its gradient: blocks, and whole.
 
     Of logits at stride 4 alone, as DeepLab v3+ gives them; then of its training step.
     """
     rng = np.random.default_rng(0)
-    logits = jnp.asarray(rng.normal(size=(1, side // 4, side // 4, classes)), jnp.float32)
-    label = jnp.asarray(rng.integers(0, classes, (1, side, side)), jnp.int32)
+    logits = jnp.asarray(rng.normal(size=(batch, side // 4, side // 4, classes)), jnp.float32)
+    label = jnp.asarray(rng.integers(0, classes, (batch, side, side)), jnp.int32)
 
     def alone() -> benchmark.Work:
         step = jax.value_and_grad(lambda x: nll.upsampled_nll(x, label).mean())
@@ -226,7 +226,7 @@ def loss_in_blocks(seconds: float, classes: int = 150, side: int = 512) -> None:
         return work._replace(run=lambda: jax.block_until_ready(program(logits)))
 
     def whole_step() -> benchmark.Work:
-        config = configured(PAIRS["deeplabv3plus_r50"], side, 1, "train", "float32")
+        config = configured(PAIRS["deeplabv3plus_r50"], side, batch, "train", "float32")
         config.model.num_classes = classes
         return benchmark.prepare(config, "train")
 

@@ -72,19 +72,20 @@ def test_a_table_of_one_network(bench, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_peer_compiles(bench):
-    """torch.compile takes what is timed, in training and in inference."""
+def test_the_peer_is_compiled_for_its_sizes(bench, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda f, **options: asked.append(options) or f)
     pair = bench.PAIRS["unet_same"]
     for mode in ("train", "infer"):
-        config = bench.configured(pair, 16, 1, mode, "float32")
-        config.model.widths = (2,) * 5
+        config = bench.configured(pair, 32, 1, mode, "float32")
         bench.theirs(pair, config, mode, compiled=True)()
+    assert asked == [{"dynamic": False}] * 2
 
 
 @pytest.mark.slow
 def test_the_loss_in_blocks_and_whole(bench, capsys, monkeypatch):
     monkeypatch.setattr(bench, "alternate", lambda runs, _: np.full((1, len(runs)), 0.1))
-    bench.loss_in_blocks(0.0, classes=40, side=128)
+    bench.loss_in_blocks(0.0, classes=40, side=128, batch=8)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and all("ms in blocks" in line for line in lines)
 
