@@ -188,8 +188,7 @@ def kernels(run: Callable, count: int = 12, repetitions: int = 3) -> list[tuple[
 def mean_iou(images: int, seconds: float, size: tuple[int, int] = (360, 480)) -> None:
     """Images a second of the confusion matrix of 11 classes: ours and torchmetrics'.
 
-    validate_args=False: torchmetrics' look for values out of range, which takes longer than the
-    matrix, is left out, though ours has it.
+    validate_args=False: torchmetrics' look for values out of range is left out, though ours has it.
     """
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 

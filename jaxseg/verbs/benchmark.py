@@ -213,7 +213,7 @@ def peaks(dtype: str) -> tuple[float, float]:
     """(FLOP/s of a large matrix product in `dtype`, bytes/s of a large copy), of one device."""
     large = jax.default_backend() != "cpu"
     n, length = (8192, 2**28) if large else (2048, 2**25)
-    a = jax.random.normal(jax.random.key(0), (n, n), dtype)  # a product of ones takes less power
+    a = jax.random.normal(jax.random.key(0), (n, n), dtype)  # as busy as real ones
     x = jnp.ones(length, jnp.float32)
     product = jax.jit(jnp.matmul, compiler_options=options())
     copy = jax.jit(lambda x: x + 1)
