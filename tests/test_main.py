@@ -182,7 +182,7 @@ def test_bad_values_of_a_backbone(fails, override, expected):
 
 
 def test_misspelt_key_in_the_file(fails, folder):
-    (folder / "typo.py").write_text(EXPERIMENT.replace("train.steps", "train.step"))
+    (folder / "typo.py").write_text(EXPERIMENT.replace("steps=1", "step=1"))
     message = fails(*_train("typo.py"))
     _contains(message, "typo.py:", 'unknown config key "step"', 'Did you mean "steps"?')
     assert len(message.splitlines()) == 1
