@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
+from processes import memory
 
 from jaxseg import checkpoint
 from jaxseg.checkpoint import Saver
@@ -292,12 +293,6 @@ def test_a_reader_beside_a_run_that_deletes_always_finds_a_whole_one(tmp_path, c
     seen = read_while_saving(tmp_path, count)
     assert len(seen) > 3 and seen == sorted(seen) and restore(tmp_path) == count
     gc.collect()
-
-
-def memory():
-    """Resident, in MB."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @pytest.mark.slow

@@ -1,13 +1,16 @@
 """Batches: their contract, and a stream that depends on the seed and the position alone."""
 
 import contextlib
+import gc
 import itertools
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from processes import memory, readers, shared
 
 from jaxseg.config import check, default
 from jaxseg.data import pipeline
@@ -133,6 +136,26 @@ def test_the_stream_is_the_same_from_a_worker_process():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_fifteen_hundred_batches_of_two_workers_leak_nothing():
+    seen = []
+    source, data = Numbers([(300, 300)] * 40), _data(workers=2, scale=(0.8, 1.25))
+    data.crop = (256, 256)
+    with contextlib.closing(pipeline.train_batches(source, data, batch=8, seed=5)) as stream:
+        for number, batch in zip(range(1501), stream, strict=False):
+            assert batch["image"].shape == (8, 256, 256, 3)
+            if number in (100, 1500):
+                seen.append([memory(), *map(memory, readers())])
+                files = shared().union(*map(shared, readers()))
+    del stream, batch
+    gc.collect()
+    assert files and not any(Path(file).exists() for file in files)
+    before, used = seen
+    assert len(used) == 3
+    assert abs(used[0] - before[0]) <= 0.05 * before[0], (before, used)
+    assert all(b <= 1.15 * a for a, b in zip(before[1:], used[1:], strict=True)), (before, used)
+
+
 def test_the_stream_is_the_same_for_any_number_of_workers_and_processes():
     fields = {"scale": (0.5, 2.0), "photometric": True, "rotate": 10.0, "elastic": 2.0}
     whole = _first(4, data=_data(**fields))

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_config
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxseg import sharding
-from jaxseg.config import default
+from jaxseg.config import default, override
 from jaxseg.errors import InputError
+from jaxseg.train import check_sizes
 
 
 def _mesh(data: int = -1, fsdp: int = 1, space: int = 1) -> Mesh:
@@ -53,6 +55,28 @@ def test_sizes_that_do_not_multiply_to_the_devices_are_refused(given):
     )
     with pytest.raises(InputError, match=f"mesh {names} does not multiply to the 8 devices"):
         _mesh(*given)
+
+
+def test_an_axis_that_is_none_is_refused_with_those_there_are():
+    with pytest.raises(
+        InputError, match='unknown config key mesh.rows: "rows". Valid: data, fsdp, space'
+    ):
+        override(default(), [("mesh.rows", "2")])
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "words"),
+    [
+        (36, 8, "data.crop has 36 rows: must be divisible by mesh.space, 8"),
+        (32, 9, "train.batch is 9: must be divisible by 2"),
+    ],
+)
+def test_rows_and_images_that_the_mesh_does_not_divide_are_refused(rows, batch, words):
+    config = tiny_config().copy_and_resolve_references().unlock()
+    config.data.crop, config.train.batch = (rows, 32), batch
+    mesh = _mesh(1, 1, 8) if rows == 36 else _mesh(2, 1, 4)
+    with pytest.raises(InputError, match=words):
+        check_sizes(config, mesh)
 
 
 def test_a_batch_lies_along_data_and_fsdp_and_its_rows_along_space():

@@ -8,6 +8,7 @@ import pytest
 from conftest import tiny_config
 from networks import randomised, trace
 
+import jaxseg
 from jaxseg import inference, models, sharding
 from jaxseg.config import check, default
 
@@ -72,3 +73,15 @@ def test_rows_that_eight_does_not_divide(monkeypatch):
 @pytest.mark.slow
 def test_a_large_image():
     assert agree(tiny_config(), (4096, 1024)) < 0.3
+
+
+@pytest.mark.slow
+def test_a_predictor_labels_an_image_of_4096_by_4096_on_eight_devices_as_on_one(
+    tiny_run, monkeypatch
+):
+    image = np.random.default_rng(0).integers(0, 256, (4096, 4096, 3)).astype(np.uint8)
+    eight = jaxseg.load(tiny_run)(image).label
+    monkeypatch.setattr(inference, "LARGE", 2**62)
+    one = jaxseg.load(tiny_run)(image).label
+    assert eight.shape == (4096, 4096) and len(np.unique(eight)) > 1
+    assert (eight != one).mean() < 1e-6

@@ -150,6 +150,15 @@ def moved_whole(text, parameters, batch=2):
     return found
 
 
+def test_a_resize_that_gathers_rows_is_found_out():
+    mesh = mesh_of(space=8)
+    rows = jax.NamedSharding(mesh, jax.P(None, "space"))
+    x = jax.device_put(jnp.ones((2, 64, 32, 16)), rows)
+    enlarge = partial(jax.image.resize, shape=(2, 96, 96, 16), method="bilinear")
+    program = jax.jit(enlarge, out_shardings=rows).lower(x).compile()
+    assert moved_whole(program.as_text(), []) != []
+
+
 NETWORKS = {
     "deeplabv3plus": (DEEPLAB, partial(deeplabv3plus.loss, align_corners=True), (256, 32)),
     "unet": (UNET, unet.loss, (64, 32)),

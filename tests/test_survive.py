@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxseg import checkpoint, config, main, models, sharding
+from jaxseg import faults as rehearsals
 from jaxseg.errors import InputError, RestartError
 from jaxseg.life import STOPPED
 from jaxseg.train import load_variables, train
@@ -67,33 +68,44 @@ def whole(tmp_path_factory):
         return end(workdir)
 
 
-def signal_after(workdir, step):
-    """Sends SIGTERM to this process a second after the record of a step."""
+def signal_after(workdir, step, name):
+    """Sends a signal to this process a second after the record of a step."""
     while not (workdir / "metrics.jsonl").exists() or len(records(workdir)) < step:
         time.sleep(0.1)
     time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), getattr(signal, name))
 
 
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+STEPS = {"start": 0, "compile": 0, "5": 4, "save": 2, "eval": 4}  # place -> the step it saves
+QUICK = {("SIGINT", "int@compile"), ("SIGUSR1", "usr1@5"), ("SIGTERM", "term@eval")}
 PHASES = [
-    pytest.param("SIGTERM", "term@start", 0, marks=pytest.mark.slow),
-    ("SIGINT", "int@compile", 0),
-    ("SIGUSR1", "usr1@5", 4),
-    pytest.param("SIGHUP", "hup@save", 2, marks=pytest.mark.slow),
-    ("SIGTERM", "term@eval", 4),
-    ("SIGTERM", "stall@6", 5),
+    (name, f"{name[3:].lower()}@{place}", step) for name in SIGNALS for place, step in STEPS.items()
 ]
+PHASES = [
+    pytest.param(*p, marks=() if p[:2] in QUICK else pytest.mark.slow)
+    for p in [*PHASES, *((name, "stall@6", 5) for name in SIGNALS[1:])]
+]
+PHASES.append(("SIGTERM", "stall@6", 5))
 
 
 @pytest.mark.parametrize(("name", "fault", "step"), PHASES)
 def test_a_signal_in_any_phase_saves_the_step_and_the_rest_is_the_same(
-    tmp_path, faults, capsys, whole, name, fault, step
+    tmp_path, faults, capsys, monkeypatch, whole, name, fault, step
 ):
+    real = rehearsals.strike
+
+    def once(place):  # a second interrupt is obeyed at once
+        real(place)
+        if rehearsals.due(place):
+            faults("")
+
+    monkeypatch.setattr(rehearsals, "strike", once)
     faults(fault)
     evals = {"train__eval_every": 4 if "eval" in fault else 0}
     begin = time.monotonic()
     if "stall" in fault:
-        threading.Thread(target=signal_after, args=(tmp_path, 4)).start()
+        threading.Thread(target=signal_after, args=(tmp_path, 4, name)).start()
     assert train(small(**evals), tmp_path) == STOPPED
     assert time.monotonic() - begin < 30
     assert f"{name}: saved step {step} in" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import readers
 from survivor import Family, free_port
 
 from jaxseg.life import STOPPED, STUCK
@@ -102,6 +103,16 @@ def test_a_signal_to_one_of_two_stops_both_at_the_same_step(family, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("fault", "step"), [("int@compile:p1", 0), ("term@save:p0", 2)])
+def test_a_signal_reaches_both_in_compilation_and_in_a_save(family, tmp_path, fault, step):
+    env = REHEARSAL | {"JAXSEG_FAULT": fault}
+    children = pair(family, tmp_path, env=env, train__checkpoint_every=2)
+    assert [family.wait(child) for child in children] == [STOPPED] * 2
+    saved = re.search(r"saved step (\d+) in", children[0].text())
+    assert step <= int(saved[1]) <= step + 3  # they agree on a step to come
+
+
+@pytest.mark.slow
 def test_a_signal_reaches_both_in_an_evaluation_and_in_a_stall(family, tmp_path):
     env = REHEARSAL | {"JAXSEG_FAULT": "usr1@eval:p1"}
     children = pair(family, tmp_path, env=env, train__eval_every=5)
@@ -167,21 +178,12 @@ def test_two_processes_are_equal_at_every_save_and_as_one(family, tmp_path):
     assert sorted(saves(tmp_path / "two")) == list(range(50, 501, 50))
 
 
-def children_of(pid):
-    """The processes that read data; one that only cleans up after them is none."""
-    pids = " ".join(p.read_text() for p in Path(f"/proc/{pid}/task").glob("*/children")).split()
-    said = {int(p): Path(f"/proc/{p}/cmdline").read_bytes() for p in pids}
-    return [
-        p for p, text in said.items() if b"spawn_main" in text and b"resource_tracker" not in text
-    ]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM", "SIGSTOP"])
 def test_a_data_worker_that_dies_or_stops_is_named(family, tmp_path, number):
     child = family.start(tmp_path, data__workers=1, train__watchdog=15)
     family.until(child, "step 3/")
-    workers = children_of(child.pid)
+    workers = readers(child.pid)
     assert workers
     for pid in workers:
         os.kill(pid, getattr(signal, number))
@@ -194,7 +196,7 @@ def test_a_data_worker_that_dies_or_stops_is_named(family, tmp_path, number):
 def test_the_processes_that_read_data_end_with_a_run_that_was_killed(family, tmp_path):
     child = family.start(tmp_path, data__workers=2)
     family.until(child, "step 3/")
-    workers = children_of(child.pid)
+    workers = readers(child.pid)
     assert len(workers) == 2
     child.kill(signal.SIGKILL)
     family.wait(child)

@@ -3,11 +3,15 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 from conftest import tiny_config
+from jax.sharding import AxisType, Mesh
 
-from jaxseg import main, models
+from jaxseg import main, models, sharding
 from jaxseg.errors import InputError
+from jaxseg.train import build, compile_step
+from jaxseg.verbs.benchmark import synthetic
 from jaxseg.verbs.describe import device_facts, network_facts
 
 
@@ -38,6 +42,23 @@ def test_a_mesh_shares_state_images_and_rows():
     # A device has one image of the batch, or an eighth of each.
     assert rows["device_memory_bytes"] == pytest.approx(data["device_memory_bytes"], rel=0.01)
     assert many["device_memory_bytes"] == data["device_memory_bytes"]  # no less than an image
+
+
+@pytest.mark.parametrize("sizes", [{"data": 1}, {"space": 8}], ids=str)
+def test_the_estimate_is_near_what_the_compiler_plans(sizes):
+    config = tiny_config().unlock()
+    config.data.crop, config.train.batch = (256, 128), 2
+    config.mesh.update({"data": 1, **sizes})
+    count = config.mesh.space
+    devices = np.array(jax.devices()[:count]).reshape(1, 1, count)
+    mesh = Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    _, init, step = build(config, mesh)
+    state, batch = init(), sharding.put_batch(synthetic(config, 2), mesh)
+    plan = compile_step(step, state, batch, mesh).memory_analysis()
+    used = plan.temp_size_in_bytes + plan.argument_size_in_bytes
+    model, loss, _ = models.build(config)
+    facts = device_facts(config, model, loss, 2**30)
+    assert facts["device_memory_bytes"] == pytest.approx(used, rel=0.5)
 
 
 def test_large_parameters_are_shared_over_fsdp():
