@@ -81,6 +81,7 @@ def resize_halves(x, size):
     return x
 
 
+@pytest.mark.slow
 def test_every_branch_gets_the_sum_of_all():
     """Without residual units, on sides that no stride divides."""
     net, rng = Exchange(0, Norm(kind="none")), np.random.default_rng(0)

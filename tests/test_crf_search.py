@@ -131,6 +131,7 @@ def test_bad_input_is_one_message(folders, spoil, words, message, monkeypatch, c
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_what_it_writes_is_a_set_of_parameters_for_evaluation(folders, monkeypatch):
     words = "--w_bilateral 4 --sigma_xy 4 --sigma_rgb 20 --iterations 1".split()
     run(folders, monkeypatch, *words, "--output", folders / "best.json")

@@ -131,6 +131,7 @@ def test_a_unet_learns_soft_masks(tmp_path, capsys):
     assert summary["SAD"] == pytest.approx(summary["MAD"] * 48 * 48 / 1000, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_soft_masks_need_the_host_and_alpha_two_classes(tmp_path, tiny_run):
     config = f"{EXPERIMENTS / 'unet.py'}:dataset={_portraits(tmp_path / 'x')},variant=matting"
     command = ["--config", config, "--workdir", str(tmp_path / "run"), "--dry_run"]

@@ -45,6 +45,7 @@ def fcn_reference(params, image, stride, at_once):
     return x[offset : offset + image.shape[0], offset : offset + image.shape[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stride", "fields", "size"),
     [
@@ -93,6 +94,7 @@ def test_fcn_has_22x22_places_of_500_pixels_and_scores_16x16_of_them():
     assert sizes == {"fc6": (22, 16), "score_fr": (16, 16)}
 
 
+@pytest.mark.slow
 def test_learned_upsampling_starts_as_the_fixed_one():
     image = jax.random.normal(jax.random.key(0), (1, 20, 30, 3))
     fixed = fcn.Model(3, tiny_vgg(), features=4)

@@ -134,6 +134,7 @@ def test_a_step_learns_of_objects_and_updates_the_norm(trained):
     assert len(np.unique(level_of(outputs["rois"], canonical=net.canonical))) >= 3
 
 
+@pytest.mark.slow
 def test_images_without_objects_have_a_finite_loss_and_nothing_is_compiled_again(trained):
     _, variables, step = trained
     before = step._cache_size()

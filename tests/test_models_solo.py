@@ -92,6 +92,7 @@ def prediction_of(kind, select):
     return partial(PAPERS[kind].predict, **FIELDS, select=select)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", all_but("decoupled"))
 def test_losses_are_finite_with_and_without_objects_and_count_what_is_dropped(kind):
     outputs = random_outputs(kind)
@@ -117,6 +118,7 @@ def test_losses_are_finite_with_and_without_objects_and_count_what_is_dropped(ki
     assert np.isfinite(value) and logs["dropped"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", all_but("vanilla", "decoupled"))
 def test_eight_devices_compute_what_one_does(kind):
     outputs, batch = random_outputs(kind, 8), scene(8)

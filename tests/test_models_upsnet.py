@@ -100,6 +100,7 @@ def test_masks_that_better_ones_of_their_kind_hold_are_dropped():
     np.testing.assert_array_equal(kept, [True, False, True, False, True])
 
 
+@pytest.mark.slow
 def test_the_panoptic_map_of_hand_made_logits():
     """Background 0, an object of class 3, one of class 1 that looks like stuff 2, unknown pixels of
     class 1 outside of any box, and a little of stuff 4."""

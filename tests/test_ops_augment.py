@@ -179,6 +179,7 @@ def _augment(batch: dict, rng: jax.Array) -> dict:
     return augment.augment(batch, rng, **options)
 
 
+@pytest.mark.slow
 def test_an_example_depends_on_the_key_and_its_place_alone():
     examples = [_example((48, 64), seed=i) for i in range(4)]
     whole = _augment(_staged(examples), jax.random.key(3))

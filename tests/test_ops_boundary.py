@@ -284,6 +284,7 @@ def _near(ours: np.ndarray, theirs: np.ndarray, reach: int) -> np.ndarray:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1, 3, 32, 33, 150])
 @pytest.mark.parametrize("shape", [(40, 61), (1, 30), (33, 2)])
 def test_marks_near_marks_of_their_class_for_every_reach(classes, shape):

@@ -129,6 +129,7 @@ def test_probabilities_sum_to_one_after_ten_steps(method, normalization, name):
     np.testing.assert_allclose(q.sum(-1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 @methods
 def test_without_weights_or_steps_the_unary_decides(method):
     unary, image = energies(11, 14, 3), picture(11, 14)
@@ -137,6 +138,7 @@ def test_without_weights_or_steps_the_unary_decides(method):
         np.testing.assert_allclose(q, jax.nn.softmax(-unary), atol=1e-6)
 
 
+@pytest.mark.slow
 @methods
 @normalizations
 def test_uniform_stays_uniform(method, normalization):
@@ -299,6 +301,7 @@ def test_padding_changes_nothing(method, normalization):
     assert np.isfinite(nothing).all()
 
 
+@pytest.mark.slow
 @methods
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (6, 1)])
 @pytest.mark.parametrize("classes", [1, pytest.param(8, marks=pytest.mark.slow), 9])

@@ -93,6 +93,7 @@ def test_an_offset_by_whole_pixels_is_a_shift():
     np.testing.assert_allclose(y, want, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_sampling_by_finite_differences():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 4, 5, 2)).astype(np.float32)

@@ -39,8 +39,8 @@ def plain(logits, label, align_corners):
     [
         ((4, 6), (16, 24), False),  # whole ratio; 24 columns in blocks of 5
         ((5, 4), (17, 13), True),  # corners meet
-        ((5, 7), (17, 17), False),  # any ratio
-        ((9, 8), (4, 3), False),  # fewer pixels
+        pytest.param((5, 7), (17, 17), False, marks=pytest.mark.slow),  # any ratio
+        pytest.param((9, 8), (4, 3), False, marks=pytest.mark.slow),  # fewer pixels
         ((1, 1), (3, 4), True),
     ],
 )
@@ -91,6 +91,7 @@ def test_an_accelerator_takes_larger_blocks(monkeypatch):
     assert "length=2" in text  # blocks of 16 columns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cross_entropy", "top_k", "ohem", "focal", "dice", "lovasz"])
 def test_every_loss_takes_small_logits(name, blocks):
     """Its value is that of upsampled ones, with weights and a map where it knows them."""

@@ -68,6 +68,7 @@ def values(n, channels, seed=1):
     return np.random.default_rng(seed).normal(size=(n, channels)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [2, 3, 5])
 @pytest.mark.parametrize("spread", [0.5, 4.0, 60.0])
 def test_filters_as_the_paper_does(d, spread):
@@ -94,6 +95,7 @@ def test_weights_are_barycentric():
     np.testing.assert_array_equal(rebuilt, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [0, 10**9])
 @pytest.mark.parametrize(
     ("spread", "least", "most"), [(0.05, 0, 1 / 8), (1.5, 1 / 8, 1), (5.0, 1, 5.5), (300.0, 5.9, 6)]
@@ -109,6 +111,7 @@ def test_any_number_of_vertices_finds_room(small, spread, least, most, monkeypat
     np.testing.assert_allclose(apply(found, found, x), wanted, atol=2e-4 * abs(wanted).max())
 
 
+@pytest.mark.slow
 def test_the_gradient_is_the_transpose():
     features = points(40, 5, 5.0)
     found = lattice(features)

@@ -75,6 +75,7 @@ def test_transposed_against_loops(case):
         np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_both_forms_of_a_transposed_convolution_are_equal(monkeypatch):
     """FCN-32s learned would be 1,024 convolutions phase by phase."""
     x, kernel = random(0, 1, 2, 3, 2), random(1, 18, 18, 2, 3)

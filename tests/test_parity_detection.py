@@ -123,6 +123,7 @@ def compare(arch, expected, parts):
     assert differ.sum() <= 1e-4 * expected["masks"].sum() and expected["masks"].sum() > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", CASES)
 def test_every_step_gives_the_librarys_stored_values(arch):
     expected = {key: STORED[f"{arch} {key}"] for key in (*parity.PARTS, "proposals")}

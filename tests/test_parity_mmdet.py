@@ -96,6 +96,7 @@ def compare(got, expected):
             assert np.abs(have - want).max() <= TOLERANCE * largest, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", CASES)
 def test_the_network_gives_mmdets_stored_maps_losses_and_objects(arch):
     expected = {k.partition(" ")[2]: v for k, v in STORED.items() if k.startswith(f"{arch} ")}

@@ -57,6 +57,7 @@ def start(config):
     return state, jax.jit(lambda state, batch: train.train_step(state, batch, **given))
 
 
+@pytest.mark.slow
 def test_blocks_computed_again_change_no_number(whole):
     expected, stats = whole
     found, again = losses(setting(remat="blocks"))
@@ -64,6 +65,7 @@ def test_blocks_computed_again_change_no_number(whole):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), again, stats)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_has_the_norms_and_losses_of_the_whole(whole):
     """1 x 16 = 2 x 8 = 8 x 2; without the option the norms of two images differ."""
     expected, stats = whole

@@ -165,7 +165,8 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", ["deeplabv3plus", pytest.param("unet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_no_device_gathers_the_rows_of_the_others(name):
     model, loss, crop = NETWORKS[name]
     config = setting(crop, batch=2)

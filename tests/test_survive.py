@@ -203,6 +203,7 @@ def soon(monkeypatch):
     monkeypatch.setattr("jaxseg.guard.WINDOW", 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spike", [38, 39])
 def test_a_leap_in_the_last_steps_is_rolled_back(tmp_path, faults, soon, spike):
     faults(f"spike@{spike}")
@@ -221,6 +222,7 @@ def test_one_leap_in_the_last_step_does_not_begin_a_run_anew(tmp_path, faults, s
     assert "step 40: the loss leapt" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "every", "good"),
     [("spike@33,term@37", 10, 30), ("spike@33,term@35", 17, 17), ("spike@33,term@35", 33, 0)],
@@ -241,6 +243,7 @@ def test_a_signal_amid_a_leap_leaves_the_last_good_step_as_the_newest(
     assert f"resuming at step {good}" in capsys.readouterr().out or not good
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_says_how_to_go_on_and_that_works(tmp_path, faults, capsys):
     faults("nan_loss@18-90")
     with pytest.raises(FloatingPointError, match="lower optim.lr") as caught:
@@ -356,6 +359,7 @@ def test_a_second_run_in_the_workdir_is_refused_while_the_first_runs(tmp_path, m
     assert train(small(), tmp_path) == 0 and refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["one", pytest.param("space", marks=pytest.mark.slow)])
 def test_another_mesh_or_device_count_goes_on_from_the_same_state(
     tmp_path, faults, monkeypatch, capsys, mesh

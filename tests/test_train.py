@@ -142,6 +142,7 @@ def test_accumulation_equals_the_whole_batch_without_batch_norm():
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
     batches = [random_batch(small_config(), seed) for seed in range(3)]
     _, full = run_steps(small_config(), batches)
@@ -154,6 +155,7 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ["nan", "inf"])
 @pytest.mark.parametrize("place", ["image", "loss", "grad"])
 def test_a_step_that_is_not_finite_changes_no_weight(monkeypatch, place, number):
@@ -175,6 +177,7 @@ def test_a_step_that_is_not_finite_changes_no_weight(monkeypatch, place, number)
     assert checkpoint.fingerprint(same) == checkpoint.fingerprint(state)
 
 
+@pytest.mark.slow
 def test_the_logged_rate_is_the_one_applied_after_a_skipped_step():
     config = small_config(optim__weight_decay=0.0, optim__momentum=0.0, train__steps=4)
     good, bad = random_batch(config), random_batch(config)
@@ -191,6 +194,7 @@ def test_the_logged_rate_is_the_one_applied_after_a_skipped_step():
     assert float(logs["lr"]) == pytest.approx(config.optim.lr)  # the first that counts
 
 
+@pytest.mark.slow
 def test_frozen_parameters_have_no_part_in_clipping():
     plain = {"optim__weight_decay": 0.0, "optim__momentum": 0.0, "optim__clip": 1e-3}
     config = small_config(optim__multipliers=(("^down1_1/", 0.0),), **plain)
@@ -230,6 +234,7 @@ def test_ema_is_the_moving_average_and_is_what_evaluation_uses():
     assert states[-1].variables() is states[-1].ema
 
 
+@pytest.mark.slow
 def test_the_loop_never_waits_for_the_step_that_runs(tmp_path, few_scenes, monkeypatch):
     """Whatever the host reads of a step's logs, it reads after the next step was dispatched."""
     dispatched, seen, compile_step, device_get = [], [], trainer.compile_step, jax.device_get
@@ -330,6 +335,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_saves_the_step(tmp_path, few_scen
     assert fingerprint_of(tmp_path / "parts") == fingerprint_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_its_last_evaluation_is_reported_when_resumed(
     tmp_path, few_scenes, monkeypatch, capsys
 ):
