@@ -1,6 +1,7 @@
 """Time and memory of a training step as image area, batch, classes and devices grow: one plot.
 
     python scripts/bench_growth.py --output growth.png
+    python scripts/bench_growth.py --meshes    # a table instead: eight devices in each arrangement
 
 The network is DeepLab v3+ on MobileNetV2. Devices are those that there are, or on a CPU forced
 ones, which share its cores: a perfect program takes the same time on any number of them. Each point
@@ -9,6 +10,7 @@ runs in a process of its own.
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,14 +24,25 @@ AXES = {
     "devices": (1, 2, 4, 8),
 }
 FIXED = {"side": 256, "batch": 1, "classes": 21, "devices": 1}
+MESHES = [  # data, fsdp, space
+    *((1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 8)),
+    *((2, 2, 2), (4, 2, 1), (2, 1, 4)),
+]
 
 
-def measure(side: int, batch: int, classes: int, devices: int) -> dict:
-    """ms and peak_bytes of a device, in this process, which must have so many devices."""
+def measure(
+    side: int, batch: int, classes: int, devices: int, mesh: Sequence[int] | None = None
+) -> dict:
+    """ms and peak_bytes of a device, in this process, which must have so many devices.
+
+    mesh: data, fsdp and space; None: all devices along data.
+    """
     from jaxseg.experiment import resolve
     from jaxseg.verbs import benchmark
 
-    given = {"model.num_classes": classes, "mesh.data": devices}
+    data, fsdp, space = mesh or (devices, 1, 1)
+    given = {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.space": space}
+    given["model.num_classes"] = classes
     argument = "experiments/deeplabv3plus.py:recipe=smp,backbone=mobilenetv2"
     config = resolve(argument, [(key, str(value)) for key, value in given.items()])
     config = benchmark.configured(config, "train", (side, side), batch)
@@ -54,6 +67,18 @@ def points(axis: str, values: Sequence[int], fixed: dict) -> list[dict]:
     """One point a value; with several devices the batch has an image for each of the most."""
     start = {**fixed, "batch": max(values)} if axis == "devices" else fixed
     return [{**start, axis: value} for value in values]
+
+
+def by_mesh(fixed: dict) -> None:
+    """Prints the rows of MESHES, at a batch that all of them divide."""
+    for mesh in MESHES:
+        point = {**fixed, "batch": 8 * fixed["batch"], "devices": math.prod(mesh), "mesh": mesh}
+        row = apart(point)
+        print(f"data={mesh[0]} fsdp={mesh[1]} space={mesh[2]}{_text(row)}", flush=True)
+
+
+def _text(row: dict) -> str:
+    return f"{row['ms']:9.1f} ms {row['peak_bytes'] / 1e9:7.3f} GB of a device"
 
 
 def plot(found: dict[str, list[tuple[dict, dict]]], path: Path) -> None:
@@ -83,10 +108,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for axis, values in AXES.items():
         parser.add_argument(f"--{axis}", type=int, nargs="+", default=values)
     parser.add_argument("--fixed", type=json.loads, default=FIXED, help="what does not grow")
+    parser.add_argument("--meshes", action="store_true", help="only the arrangements of a mesh")
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.point:
         print(json.dumps(measure(**args.point)))
+        return
+    if args.meshes:
+        by_mesh(args.fixed)
         return
     found = {}
     for axis in args.axes:
@@ -94,8 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for point in points(axis, getattr(args, axis), args.fixed):
             row = apart(point)
             found[axis].append((point, row))
-            text = f"{row['ms']:9.1f} ms {row['peak_bytes'] / 1e9:7.3f} GB"
-            print(f"{axis:8}{point[axis]:6}{text}", flush=True)
+            print(f"{axis:8}{point[axis]:6}{_text(row)}", flush=True)
     plot(found, args.output)
     print(f"drawn in {args.output}")
 

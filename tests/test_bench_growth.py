@@ -31,9 +31,22 @@ def test_the_plot_is_drawn(bench, tmp_path, monkeypatch, capsys):
     assert "batch       16    160.0 ms" in capsys.readouterr().out
 
 
+def test_every_arrangement_of_eight_devices_has_a_row(bench, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(
+        bench, "apart", lambda p: seen.append(p) or {"ms": 1.0, "peak_bytes": 10**9}
+    )
+    bench.main(["--meshes"])
+    assert [p["devices"] for p in seen] == [1] + [8] * 6 and {p["batch"] for p in seen} == {8}
+    out = capsys.readouterr().out
+    assert "data=2 fsdp=1 space=4      1.0 ms   1.000 GB of a device" in out
+
+
 @pytest.mark.slow
 def test_a_point_in_its_own_process(bench):
     found = bench.apart({"side": 64, "batch": 2, "classes": 3, "devices": 2})
     assert found["ms"] > 0 and found["peak_bytes"] > 10**7
     with pytest.raises(RuntimeError, match="divisible by 2"):
         bench.apart(json.loads('{"side": 64, "batch": 3, "classes": 3, "devices": 2}'))
+    rows = {"side": 64, "batch": 1, "classes": 3, "devices": 2, "mesh": (1, 1, 2)}
+    assert bench.apart(rows)["peak_bytes"] > 10**7
