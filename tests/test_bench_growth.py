@@ -32,10 +32,8 @@ def test_the_plot_is_drawn(bench, tmp_path, monkeypatch, capsys):
 
 
 def test_every_arrangement_of_eight_devices_has_a_row(bench, monkeypatch, capsys):
-    seen = []
-    monkeypatch.setattr(
-        bench, "apart", lambda p: seen.append(p) or {"ms": 1.0, "peak_bytes": 10**9}
-    )
+    seen, row = [], {"ms": 1.0, "peak_bytes": 10**9}
+    monkeypatch.setattr(bench, "apart", lambda point: seen.append(point) or row)
     bench.main(["--meshes"])
     assert [p["devices"] for p in seen] == [1] + [8] * 6 and {p["batch"] for p in seen} == {8}
     out = capsys.readouterr().out
