@@ -11,6 +11,7 @@ The scores are ceilings: each region has the majority class of the truth, so tha
 regions follow the outlines of objects, and more regions score higher. Measured: see the README.
 """
 
+from jaxseg import recipes
 from jaxseg.config import default
 
 
@@ -25,7 +26,7 @@ def get_config(
     in_channels=0: 1 on ISBI, else 3."""
     config = default()
     config.data.dataset = dataset
-    config.data.channels = in_channels or (1 if dataset == "isbi2012" else 3)
+    config.data.channels = in_channels or (1 if recipes.known(config) == "isbi2012" else 3)
     config.data.mean = (127.5,) * config.data.channels  # one a channel; no method asks for them
     config.data.std = (64.0,) * config.data.channels
     config.model.name = "classical"

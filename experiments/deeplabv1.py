@@ -2,8 +2,8 @@
 
     python -m jaxseg.main --config experiments/deeplabv1.py --workdir runs/deeplabv1
 
-VOC 2012 val without the CRF, Tables 1 and 2: mIoU 62.25 (largefov), 64.38 (7x7), 59.80 (4x4; 63.41
-with --config.model.rate=8), 64.21 (msc). Not run.
+Trained on VOC 2012's trainaug, val without the CRF, Tables 1 and 2: mIoU 62.25 (largefov), 64.38
+(7x7), 59.80 (4x4; 63.41 with --config.model.rate=8), 64.21 (msc). Not run.
 
 All start from ImageNet's VGG-16 but msc, which adds to a trained largefov and learns only what it
 adds: --config.init.workdir=runs/deeplabv1.
@@ -35,7 +35,7 @@ def get_config(
     """stem: of a ResNet. num_classes=0: as many as the data set has."""
     recipes.resnet_only(backbone, stem)
     config = default()
-    config.data.dataset = dataset
+    recipes.read(config, dataset, recipe, paper="voc2012")
     config.data.mean = (122.675, 116.669, 104.008)  # of the Caffe weights, which take no std
     config.data.std = (1.0, 1.0, 1.0)
     config.data.crop = (321, 321)  # the authors' code

@@ -2,8 +2,9 @@
 
     python -m jaxseg.main --config experiments/deeplabv2.py --workdir runs/deeplabv2
 
-VOC 2012 val without the CRF: mIoU 76.35 (Table 4, ResNet-101 from COCO's weights); VGG-16, Table 3:
-66.98 (backbone=vgg16,variant=aspp_s), 68.96 (backbone=vgg16,variant=aspp_l). Not run.
+Trained on VOC 2012's trainaug, val without the CRF: mIoU 76.35 (Table 4, ResNet-101 from COCO's
+weights); VGG-16, Table 3: 66.98 (backbone=vgg16,variant=aspp_s), 68.96
+(backbone=vgg16,variant=aspp_l). Not run.
 """
 
 from typing import Literal
@@ -26,7 +27,7 @@ def get_config(
     """stem="": 7x7, of a ResNet. num_classes=0: as many as the data set has."""
     recipes.resnet_only(backbone, stem)
     config = default()
-    config.data.dataset = dataset
+    recipes.read(config, dataset, recipe, paper="voc2012")
     config.data.mean = (122.675, 116.669, 104.008)  # of the Caffe weights, which take no std
     config.data.std = (1.0, 1.0, 1.0)
     config.data.crop = (321, 321)  # the authors' code

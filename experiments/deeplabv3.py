@@ -1,10 +1,10 @@
 """DeepLab v3 (arXiv:1706.05587): ASPP with image pooling, or a cascade of blocks, on an atrous
 ResNet; and as torchvision, segmentation_models.pytorch and MMSegmentation build it.
 
-python -m jaxseg.main --config experiments/deeplabv3.py:dataset=voc2012 --workdir runs/deeplabv3
+    python -m jaxseg.main --config experiments/deeplabv3.py --workdir runs/deeplabv3
 
-Table 6, VOC 2012 val, ResNet-101, trained at output stride 16 and evaluated at 8: mIoU 78.51, at 16
-77.21. variant=cascade, Table 4, evaluated at 8: 78.05. Not run.
+Table 6, VOC 2012 val, ResNet-101, trained on trainaug at output stride 16 and evaluated at 8: mIoU
+78.51, at 16 77.21. variant=cascade, Table 4, evaluated at 8: 78.05. Not run.
 """
 
 from typing import Literal
@@ -14,21 +14,23 @@ from jaxseg.config import default
 
 
 def get_config(
-    dataset: str = "voc2012",
-    backbone: str = "resnet101",
+    dataset: str = "",
+    backbone: str = "",
     variant: Literal["", "aspp", "cascade"] = "",
     recipe: Literal["paper", "torchvision", "smp", "mmseg"] = "paper",
     output_stride: int = 0,
     stem: str = "",
     num_classes: int = 0,
 ):
-    """variant="" (aspp): of recipe=paper. output_stride=0, stem="": the recipe's. num_classes=0: as
-    many as the data set has."""
+    """dataset="": voc2012, torchvision's coco_voc, mmseg's cityscapes. backbone="": resnet101, or
+    the libraries' resnet50. variant="" (aspp): of recipe=paper. output_stride=0, stem="": the
+    recipe's. num_classes=0: as many as the data set has."""
+    backbone = backbone or ("resnet101" if recipe == "paper" else "resnet50")
     recipes.resnet_only(backbone, stem)
     if recipe != "paper":
         recipes.refuse(f"recipe={recipe}", variant=variant)
     config = default()
-    config.data.dataset = dataset
+    recipes.read(config, dataset, recipe, paper="voc2012")
     config.model.name = "deeplabv3"
     config.model.num_classes = num_classes
     config.model.cascade = 3 if variant == "cascade" else 0  # section 4.2: block5 to block7
@@ -41,7 +43,8 @@ def get_config(
 
 def paper(config, name, stem):
     """The network and the training of section 4; returns the backbone."""
-    training(config)
+    recipes.deeplab(config)
+    config.eval.output_stride = 8  # section 4.3, Table 6
     momentum = {"momentum": 0.9997}  # section 4.1
     config.model.norm = momentum
     backbone = {"name": name, "output_stride": 16, "norm": momentum}  # section 4.1
@@ -52,17 +55,6 @@ def paper(config, name, stem):
     if name.startswith("mobilenet"):
         backbone["contract"] = True  # the authors' code
     return backbone
-
-
-def training(config):
-    config.data.crop = (513, 513)  # section 4.1
-    config.data.scale = (0.5, 2.0)  # section 4.1
-    config.optim.lr = 0.007  # section 4.1
-    config.optim.weight_decay = 1e-4  # the authors' code
-    config.train.steps = 30_000  # section 4.1
-    config.train.batch = 16  # section 4.1
-    config.eval.batch = 4
-    config.eval.output_stride = 8  # section 4.3, Table 6
 
 
 def torchvision(config, name, stem):
@@ -82,11 +74,10 @@ def torchvision(config, name, stem):
 
 def smp(config, name, stem):
     """segmentation_models.pytorch 0.6; the training is the paper's."""
-    training(config)
+    recipes.deeplab(config)
     config.data.crop = (512, 512)  # smp takes multiples of the stride
     config.model.update(rates=(12, 24, 36), scale_rates=False, fit_corners=False)
     config.model.update(dropout=0.5, head=256)
-    config.eval.output_stride = 0
     backbone = {"name": name, "output_stride": 8}
     if name.startswith("resnet"):
         backbone["stem"] = stem or "7x7"

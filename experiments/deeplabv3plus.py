@@ -2,11 +2,11 @@
 MobileNetV2; as segmentation_models.pytorch and MMSegmentation build it; and, with recipe=timm, on
 ImageNet backbones of timm.
 
-python -m jaxseg.main --config experiments/deeplabv3plus.py:dataset=voc2012 --workdir runs/v3plus
+    python -m jaxseg.main --config experiments/deeplabv3plus.py --workdir runs/v3plus
 
-Tables 3 and 5, VOC 2012 val, trained and evaluated at output stride 16: ResNet-101 mIoU 78.85,
-Xception-65 79.79 (separable). The authors' model zoo: MobileNetV2, started from COCO, 75.32. The
-paper has no ResNet-50. Not run.
+Tables 3 and 5, VOC 2012 val, trained on trainaug and evaluated at output stride 16: ResNet-101 mIoU
+78.85, Xception-65 79.79 (separable). The authors' model zoo: MobileNetV2, started from COCO, 75.32.
+The paper has no ResNet-50. Not run.
 """
 
 from typing import Literal
@@ -16,7 +16,7 @@ from jaxseg.config import default
 
 
 def get_config(
-    dataset: str = "voc2012",
+    dataset: str = "",
     backbone: str = "resnet50",
     variant: str = "",
     recipe: Literal["paper", "smp", "mmseg", "timm"] = "paper",
@@ -24,12 +24,12 @@ def get_config(
     stem: str = "",
     num_classes: int = 0,
 ):
-    """output_stride=0, stem="": the recipe's. num_classes=0: as many as the data set has. It has no
-    variant."""
+    """dataset="": voc2012, or mmseg's cityscapes. output_stride=0, stem="": the recipe's.
+    num_classes=0: as many as the data set has. It has no variant."""
     recipes.refuse("deeplabv3plus.py", variant=variant)
     recipes.resnet_only(backbone, stem)
     config = default()
-    config.data.dataset = dataset
+    recipes.read(config, dataset, recipe, paper="voc2012")
     config.model.name = "deeplabv3plus"
     config.model.num_classes = num_classes
     fill = {"paper": paper, "smp": smp, "mmseg": mmseg, "timm": timm}[recipe]
@@ -37,6 +37,11 @@ def get_config(
     if output_stride:
         config.model.backbone.output_stride = output_stride
     return config
+
+
+def training(config):
+    recipes.deeplab(config)
+    config.data.scale_step = 0.25  # the authors' code
 
 
 def paper(config, name, stem):
@@ -75,17 +80,6 @@ def timm(config, name, stem):
     if name == "mobilenetv2":
         config.model.update(rates=(), decoder=())
     return backbone
-
-
-def training(config):
-    config.data.crop = (513, 513)  # section 4
-    config.data.scale = (0.5, 2.0)  # section 4
-    config.data.scale_step = 0.25  # the authors' code
-    config.optim.lr = 0.007  # section 4
-    config.optim.weight_decay = 1e-4  # the authors' code, ResNet
-    config.train.steps = 30_000  # the authors' code
-    config.train.batch = 16  # the authors' code
-    config.eval.batch = 4
 
 
 def smp(config, name, stem):

@@ -65,10 +65,10 @@ def coco(config):
 
 
 def detectron(config):
-    """detectron2's mask_rcnn_R_50_FPN_1x, but for the strides of the backbone, torchvision's."""
+    """detectron2's mask_rcnn_R_50_FPN_1x, but for torchvision's strides, mean and deviation."""
     config.data.scale = (0.8, 1.0)
     config.data.scale_step = 0.04  # shorter sides 640, 672, .. 800
-    config.loss.beta = 0.0
+    config.loss.update(beta=0.0, box_beta=0.0)
     config.optim.warmup = 1_000
     config.optim.drops = (60_000, 80_000)
     config.train.steps = 90_000
@@ -79,7 +79,7 @@ def torchvision(config):
     config.model.backbone.norm = {"kind": "frozen", "epsilon": 0.0}  # those weights' own
     config.model.aligned = False
     config.model.proposals = {"rounded": True, "after": (2000, 1000)}
-    if config.data.dataset == "coco" and not config.model.num_classes:
+    if recipes.known(config) == "coco" and not config.model.num_classes:
         ids, things = iter(range(1, 81)), []
         for category in range(1, 91):
             things.append(-1 if category in UNUSED else next(ids))
@@ -91,21 +91,19 @@ def torchvision(config):
 
 def small(config):
     """For two CPU cores: ResNet-18, a narrow pyramid, few boxes; live batch norm."""
-    config.data.mean = (127.5, 127.5, 127.5)
-    config.data.std = (64.0, 64.0, 64.0)
+    recipes.small_objects(config)
     config.model.update(features=64, box_features=256, mask_features=64, mask_convs=2)
     proposals = {"sizes": (12.0, 24.0, 48.0, 96.0, 192.0)}
-    if config.data.dataset == "nuclei":
+    if recipes.known(config) == "nuclei":
         config.data.crop = (256, 256)
         config.data.scale = (0.75, 1.5)
-        config.data.flip_vertical = True
-        config.data.quarter_turns = True
         config.data.objects = 128
         config.model.proposals = {**proposals, "before": (512, 512), "after": (256, 256)}
         config.model.detections = {"rois": 128, "candidates": 512, "count": 160}
         config.train.batch = 4
         config.train.steps = 1_500
         config.eval.buckets = 4
+        config.eval.batch = 2
     else:
         config.data.crop = (96, 96)
         config.data.scale = (1.0, 1.0)
@@ -114,11 +112,6 @@ def small(config):
         config.model.detections = {"rois": 64, "candidates": 256, "count": 24}
         config.train.batch = 8
         config.train.steps = 1_000
-    config.optim.name = "adamw"
+        config.eval.batch = 8
     config.optim.lr = 1e-3
-    config.optim.warmup = 100
-    config.optim.clip = 5.0
-    config.train.log_every = 50
-    config.train.eval_every = 0
     config.train.checkpoint_every = 250
-    config.eval.batch = 2 if config.data.dataset == "nuclei" else 8

@@ -94,16 +94,12 @@ def adam(config, rate, steps, batch):
 
 def small(config, output_stride):
     """Small images from scratch: narrow heads that climb to stride 2, centres of small objects."""
-    nuclei = config.data.dataset == "nuclei"
+    recipes.small_objects(config)
+    nuclei = recipes.known(config) == "nuclei"
     config.data.objects = 64 if nuclei else 16
     config.data.crop = (128, 128) if nuclei else (96, 96)
-    config.data.mean = (127.5, 127.5, 127.5)
-    config.data.std = (64.0, 64.0, 64.0)
     config.data.scale = (0.75, 1.5) if nuclei else (0.8, 1.25)
-    if nuclei:
-        config.data.flip_vertical = True
-        config.data.quarter_turns = True
-        config.data.photometric = True
+    config.data.photometric = nuclei
     config.model.align_corners = False  # sides that are multiples of the stride
     config.model.backbone.output_stride = output_stride or 16
     config.model.update(features=64, decoder=64, instance_decoder=64, instance_head=32)
@@ -113,9 +109,5 @@ def small(config, output_stride):
     config.loss.update(sigma=3.0, small_area=64, offset_weight=0.2, centre_weight=100.0)
     config.loss.pixel = {"name": "cross_entropy"}
     adam(config, 2e-3, 2_000 if nuclei else 1_400, 8)
-    config.optim.warmup = 100
-    config.optim.clip = 5.0
-    config.train.log_every = 50
-    config.train.eval_every = 0
     config.train.checkpoint_every = 250
     config.eval.batch = 8

@@ -22,12 +22,12 @@ def get_config(
     stem: str = "",
     num_classes: int = 0,
 ):
-    """dataset="": ade20k, or mmseg's cityscapes. output_stride=0, stem="": the recipe's.
-    num_classes=0: as many as the data set has. It has no variant."""
+    """dataset="": ade20k, mmseg's cityscapes, smp's voc2012. output_stride=0, stem="": the
+    recipe's. num_classes=0: as many as the data set has. It has no variant."""
     recipes.refuse("pspnet.py", variant=variant)
     recipes.resnet_only(backbone, stem)
     config = default()
-    config.data.dataset = dataset or ("cityscapes" if recipe == "mmseg" else "ade20k")
+    recipes.read(config, dataset, recipe, paper="ade20k")
     config.model.name = "pspnet"
     config.model.num_classes = num_classes
     fill = {"paper": paper, "mmseg": mmseg, "smp": smp}[recipe]
@@ -40,6 +40,7 @@ def get_config(
 def paper(config, name, stem):
     """Section 5.1 and the authors' code; returns the backbone."""
     training(config)
+    config.eval.mode = "slide"  # the authors' code: windows of the crop, two thirds of it apart
     config.model.norm = {"momentum": 0.95}  # the authors' code
     backbone = {"name": name, "output_stride": 8, "norm": {"momentum": 0.95}}
     if name.startswith("resnet"):
@@ -48,7 +49,8 @@ def paper(config, name, stem):
 
 
 def training(config):
-    large = config.data.dataset == "cityscapes"
+    dataset = recipes.known(config)
+    large = dataset == "cityscapes"
     config.data.crop = (713, 713) if large else (473, 473)  # the authors' code
     config.data.scale = (0.5, 2.0)  # section 5.1
     config.data.rotate = 10.0  # section 5.1, degrees
@@ -62,7 +64,7 @@ def training(config):
     config.optim.power = 0.9
     config.train.batch = 16  # section 5.1
     steps = {"ade20k": 150_000, "voc2012": 30_000, "cityscapes": 90_000}  # section 5.1
-    config.train.steps = steps[config.data.dataset] if config.data.dataset in steps else 30_000
+    config.train.steps = steps.get(dataset, 30_000)
     config.eval.batch = 4
 
 

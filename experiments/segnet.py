@@ -28,12 +28,12 @@ def get_config(
     has. Its encoder is its own: it has no backbone, output_stride and stem."""
     recipes.refuse("segnet.py", backbone=backbone, output_stride=output_stride, stem=stem)
     config = default()
-    config.data.dataset = dataset
+    recipes.read(config, dataset, recipe, paper="camvid")
     config.data.crop = (360, 480)  # section 4: CamVid's whole images
     config.data.flip = False  # the authors' code
     config.model.name = "segnet"
     config.model.num_classes = num_classes
-    if balance and dataset == "camvid":
+    if balance and recipes.known(config) == "camvid":
         config.loss.pixel = {"class_weights": recipes.CAMVID_MEDIAN_FREQUENCY}  # section 4
     config.optim.momentum = 0.9  # section 3.3
     config.optim.weight_decay = 5e-4  # the authors' code

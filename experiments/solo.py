@@ -51,5 +51,5 @@ def small(config):
     """Narrow towers, and grids and ranges for objects of a tenth to a half of the image's side."""
     recipes.small_solo(config)
     config.model.update(convs=3, features=64, prior=0.5)
-    if config.data.dataset == "nuclei":
+    if recipes.known(config) == "nuclei":
         config.loss.positives = 128

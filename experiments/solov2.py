@@ -50,5 +50,5 @@ def small(config):
     """Narrow towers, and grids and ranges for objects of a tenth to a half of the image's side."""
     recipes.small_solo(config)
     config.model.update(convs=2, features=64, embedding=64, mask_features=64)
-    if config.data.dataset == "nuclei":
+    if recipes.known(config) == "nuclei":
         config.loss.positives = 256

@@ -40,10 +40,9 @@ def get_config(
     output_stride, stem: of recipe=smp. width: channels of the first level, doubled after each
     pooling; 0 = the variant's own. num_classes=0: as many as the data set has. in_channels=0: 1 on
     ISBI, else 3."""
-    dataset = dataset or {"paper": "isbi2012", "smp": "voc2012", "mmseg": "cityscapes"}[recipe]
     config = default()
-    config.data.dataset = dataset
-    config.data.channels = in_channels or (1 if dataset == "isbi2012" else 3)
+    recipes.read(config, dataset, recipe, paper="isbi2012")
+    config.data.channels = in_channels or (1 if recipes.known(config) == "isbi2012" else 3)
     if recipe == "paper" or config.data.channels != 3:  # the libraries' are ImageNet's
         config.data.mean = (127.5,) * config.data.channels
         config.data.std = (64.0,) * config.data.channels
@@ -102,7 +101,7 @@ def same(config):
     config.train.ema = 0.99
     config.train.eval_every = 500
     config.train.checkpoint_every = 500
-    if config.data.dataset == "camvid":
+    if recipes.known(config) == "camvid":
         config.data.crop = (256, 320)
         config.train.steps = 1_350
         config.train.eval_every = 675
@@ -111,7 +110,7 @@ def same(config):
         # The roots: the full weights cost the frequent classes more than they bring the rare ones.
         weights = tuple(round(w**0.5, 3) for w in recipes.CAMVID_MEDIAN_FREQUENCY)
         config.loss.pixel = {"class_weights": weights}
-    elif config.data.dataset == "isbi2012":
+    elif recipes.known(config) == "isbi2012":
         # Membranes are few pixels wide and lie half a pixel below their labels: slices are seen
         # at full resolution, and neither turned nor scaled much, which would unteach that.
         config.model.patch = 1

@@ -15,6 +15,7 @@ variant=small is for `shapes` and `nuclei` on two CPU cores, from scratch:
 
 from typing import Literal
 
+from jaxseg import recipes
 from jaxseg.config import default
 
 
@@ -73,15 +74,11 @@ def cityscapes(config):
 
 def small(config):
     """ResNet-18, a narrow pyramid, few boxes; live batch norm; the semantic head counts more."""
-    nuclei = config.data.dataset == "nuclei"
-    config.data.mean = (127.5, 127.5, 127.5)
-    config.data.std = (64.0, 64.0, 64.0)
+    recipes.small_objects(config)
+    nuclei = recipes.known(config) == "nuclei"
     config.data.crop = (128, 128) if nuclei else (96, 96)
     config.data.scale = (0.75, 1.5) if nuclei else (0.8, 1.25)
     config.data.objects = 64 if nuclei else 12
-    if nuclei:
-        config.data.flip_vertical = True
-        config.data.quarter_turns = True
     config.model.update(features=64, box_features=256, mask_features=64, mask_convs=2)
     config.model.update(semantic=(32, 32), score=0.5, stuff_area=0)
     config.model.proposals = {
@@ -91,13 +88,8 @@ def small(config):
     }
     config.model.detections = {"rois": 64, "candidates": 256, "count": 96 if nuclei else 24}
     config.loss.update(semantic_weight=1.0, roi_weight=0.2, panoptic_weight=0.5, box_beta=1 / 9)
-    config.optim.name = "adamw"
     config.optim.lr = 1e-3
-    config.optim.warmup = 100
-    config.optim.clip = 5.0
     config.train.steps = 2_000 if nuclei else 1_400
     config.train.batch = 8
-    config.train.log_every = 50
-    config.train.eval_every = 0
     config.train.checkpoint_every = 250
     config.eval.batch = 8

@@ -84,6 +84,12 @@ def open_source(config: ConfigDict, split: str, classes: Classes | None = None) 
             f"{data.dataset} does not say of which classes objects are told apart: name them in "
             'its classes.json, such as "things": ["car"]'
         )
+    asked = models.things(config) if models.of_objects(config) else ()
+    if stray := sorted(set(asked) - set(source.classes.things)):
+        raise InputError(
+            f"model.things has {', '.join(map(str, stray))}, whose objects {data.dataset} does not "
+            f"tell apart: needs ids of {source.classes.things}"
+        )
     if models.of_objects(config) and training and not data.objects:
         raise InputError(
             f"data.objects is 0, and {config.model.name} learns objects: set it to the most that a "

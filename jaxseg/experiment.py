@@ -22,10 +22,11 @@ def resolve(argument: str, overrides: list[tuple[str, str]]) -> ConfigDict:
     configs.override(config, overrides)
     without_aux(config)
     configs.check(config)
-    if not config.model.num_classes:
+    things = models.of_objects(config) and not config.model.things
+    if things or not config.model.num_classes:
         classes = catalog.classes(config.data.dataset, config.data.root)
-        config.model.num_classes = len(classes)
-        if models.of_objects(config) and not config.model.things:
+        config.model.num_classes = config.model.num_classes or len(classes)
+        if things and config.model.num_classes == len(classes):
             config.model.things = classes.things
     return config
 

@@ -8,8 +8,8 @@ from jaxseg import config as configs
 from jaxseg import models
 from jaxseg.backbones.layers import Conv
 from jaxseg.errors import InputError
+from jaxseg.evaluate import open_source
 from jaxseg.experiment import resolve
-from jaxseg.recipes import ARGUMENTS
 
 
 def load(arguments, *overrides):
@@ -98,7 +98,7 @@ def test_mmsegmentation_drops_channels_just_before_both_classifiers_and_nowhere_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("pspnet.py:variant=same", "variant=same means nothing to pspnet.py: needs one of dataset"),
+        ("pspnet.py:variant=same", "variant=same means nothing to pspnet.py: leave it out"),
         ("deeplabv3plus.py:variant=aspp", "variant=aspp means nothing to deeplabv3plus.py"),
         ("deeplabv3.py:recipe=smp,variant=cascade", "variant=cascade means nothing to recipe=smp"),
         ("deeplabv3.py:backbone=mobilenetv2,stem=deep", "nothing to backbone=mobilenetv2"),
@@ -123,6 +123,7 @@ def test_an_argument_that_does_not_apply_is_refused(arguments, message):
 
 
 PAPERS = "fcn unet segnet deeplabv1 deeplabv2 pspnet deeplabv3 deeplabv3plus".split()
+ARGUMENTS = "dataset backbone variant recipe output_stride stem num_classes".split()
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -131,6 +132,59 @@ def test_every_papers_experiment_takes_the_same_arguments(name):
         load(f"{name}.py:nonsense=1")
     known = str(refused.value).replace(",", " ").replace(".", " ").split()
     assert set(ARGUMENTS) <= set(known)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dataset", "split"),
+    [
+        ("deeplabv1.py:", "voc2012", "trainaug"),
+        ("deeplabv3.py:recipe=torchvision", "coco_voc", "train"),
+        ("deeplabv3.py:recipe=mmseg", "cityscapes", "train"),
+        ("deeplabv3plus.py:recipe=smp", "voc2012", "trainaug"),
+        ("fcn.py:recipe=torchvision", "coco_voc", "train"),
+        ("pspnet.py:dataset=voc2012", "voc2012", "trainaug"),
+        ("pspnet.py:", "ade20k", "train"),
+        ("unet.py:recipe=mmseg", "cityscapes", "train"),
+        ("segnet.py:", "camvid", "train"),
+    ],
+)
+def test_a_recipe_reads_what_its_steps_and_figures_are_of(arguments, dataset, split):
+    data = load(arguments).data
+    assert (data.dataset, data.train_split, data.eval_split) == (dataset, split, "val")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dataset"),
+    [
+        ("fcn.py", "camvid"),
+        ("pspnet.py", "cityscapes"),
+        ("pspnet.py", "voc2012"),
+        ("segnet.py", "camvid"),
+        ("unet.py:variant=same", "camvid"),
+        ("unet.py:variant=same", "isbi2012"),
+        ("classical.py", "isbi2012"),
+        ("maskrcnn.py:recipe=torchvision", "coco"),
+        *((f"{name}.py:variant=small", "nuclei") for name in ("maskrcnn", "solo", "solov2")),
+        *((f"{name}.py:variant=small", "nuclei") for name in ("upsnet", "panoptic_deeplab")),
+    ],
+)
+def test_a_data_set_elsewhere_is_read_as_that_of_the_name(arguments, dataset):
+    comma = "," if ":" in arguments else ":"
+    named, elsewhere = (
+        configs.load(f"{EXPERIMENTS}/{arguments}{comma}dataset={dataset}{place}")
+        for place in ("", ":/elsewhere")
+    )
+    elsewhere.data.dataset = dataset
+    assert elsewhere == named != configs.load(f"{EXPERIMENTS}/{arguments}{comma}dataset=other")
+
+
+def test_what_is_no_thing_stays_none_where_the_number_of_classes_is_given():
+    config = load("panoptic_deeplab.py:dataset=shapes,variant=small,num_classes=8")
+    assert config.model.things == (1, 2, 3, 4, 5, 6, 7)
+    with pytest.raises(InputError, match="model.things has 0, whose objects shapes does not tell"):
+        open_source(
+            load("maskrcnn.py:dataset=shapes,variant=small", ("model.things", "(0,1)")), "val"
+        )
 
 
 @pytest.mark.parametrize("stride", [8, 16])
