@@ -45,7 +45,7 @@ def default() -> ConfigDict:
     config = ConfigDict()
 
     config.data = data = ConfigDict()
-    data.dataset = "shapes"  # "shapes", a data set's name under `root`, or the path of a folder
+    data.dataset = "shapes"  # "shapes", a name under `root`, NAME:PATH, tfds:NAME, or a path
     data.root = ""  # folder that holds the named data sets; "" = environment variable JAXSEG_DATA
     data.train_split = "train"
     data.eval_split = "val"

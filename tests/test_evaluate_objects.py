@@ -217,7 +217,9 @@ def test_an_experiment_takes_its_things_from_the_data_set(tmp_path):
     config = resolve(str(tmp_path / "own.py"), [("data.objects", "7")])
     assert config.model.things == tuple(range(1, 8)) and config.model.num_classes == 8
     given = resolve(str(tmp_path / "own.py"), [("model.num_classes", "8")])
-    assert given.model.things == () and models.things(given) == tuple(range(8))
+    assert given.model.things == tuple(range(1, 8))
+    other = resolve(str(tmp_path / "own.py"), [("model.num_classes", "5")])
+    assert other.model.things == () and models.things(other) == tuple(range(5))
 
 
 def test_what_a_paper_of_objects_needs_of_its_data_is_said(few_scenes, write_folder, tmp_path):
