@@ -80,7 +80,7 @@ def paper(config, name, variant):
     config.train.batch = 1
     config.train.steps = steps
     config.eval.batch = 1
-    return {"name": name}
+    return {"name": name, "output_stride": 32}
 
 
 def torchvision(config, name):

@@ -36,7 +36,8 @@ def get_config(
     config.data.dataset = dataset
     config.model.name = "maskrcnn"
     config.model.num_classes = num_classes
-    config.model.backbone = {"name": backbone or ("resnet18" if variant else "resnet50")}
+    name = backbone or ("resnet18" if variant else "resnet50")
+    config.model.backbone = {"name": name, "output_stride": 32}
     if variant:
         recipes.refuse("variant=small", recipe="" if recipe == "paper" else recipe)
         small(config)

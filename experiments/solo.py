@@ -34,12 +34,13 @@ def get_config(
     config.model.num_classes = num_classes
     if variant == "small":
         recipes.refuse("variant=small", recipe=recipe.removeprefix("paper"))
-        config.model.backbone = {"name": backbone or "resnet18"}
+        config.model.backbone = {"name": backbone or "resnet18", "output_stride": 32}
         small(config)
         return config
     light = variant == "decoupled_light"
     config.model.masks = variant or "vanilla"
-    config.model.backbone = {"name": backbone or "resnet50", "norm": {"frozen": True}}
+    config.model.backbone = {"name": backbone or "resnet50", "output_stride": 32}
+    config.model.backbone.norm = {"frozen": True}
     recipes.solo(config, (852, 512) if light else (1333, 800), square=recipe == "paper")
     if light:
         config.model.convs = 4

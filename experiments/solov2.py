@@ -34,10 +34,11 @@ def get_config(
     config.model.num_classes = num_classes
     if variant == "small":
         recipes.refuse("variant=small", recipe=recipe.removeprefix("paper"))
-        config.model.backbone = {"name": backbone or "resnet18"}
+        config.model.backbone = {"name": backbone or "resnet18", "output_stride": 32}
         small(config)
         return config
-    config.model.backbone = {"name": backbone or "resnet50", "norm": {"frozen": True}}
+    config.model.backbone = {"name": backbone or "resnet50", "output_stride": 32}
+    config.model.backbone.norm = {"frozen": True}
     recipes.solo(config, (768, 512) if variant else (1333, 800), square=recipe == "paper")
     if variant:  # the authors' code: light
         config.model.update(convs=2, features=256, embedding=128)

@@ -130,6 +130,8 @@ def same(config):
 
 def matting(config):
     """Portraits and their like: variant=same at full resolution, where hair is."""
+    if config.model.num_classes != 2:
+        recipes.refuse("variant=matting, of two classes", num_classes=config.model.num_classes)
     same(config)
     config.model.num_classes = 2  # background, foreground
     config.model.patch = 1

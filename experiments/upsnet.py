@@ -30,7 +30,8 @@ def get_config(
     config.data.dataset = dataset
     config.model.name = "upsnet"
     config.model.num_classes = num_classes
-    config.model.backbone = {"name": backbone or ("resnet18" if variant else "resnet50")}
+    name = backbone or ("resnet18" if variant else "resnet50")
+    config.model.backbone = {"name": name, "output_stride": 32}
     if variant:
         small(config)
         return config

@@ -85,7 +85,7 @@ def unpacked(
     one = {key: value[order] for key, value in one.items()}
     masks = np.unpackbits(one["masks"][:, : seen[0]], axis=-1, count=seen[1]).view(bool)
     if seen != size:
-        masks = np.array([resized(mask, factor, size) for mask in masks]).reshape(-1, *size)
+        masks = np.array([resized(mask, factor, size) for mask in masks], bool).reshape(-1, *size)
     one["masks"] = masks
     if "boxes" in one:
         limits = np.float32([*size, *size])

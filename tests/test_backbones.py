@@ -203,11 +203,17 @@ def test_v1d_pools_before_the_shortcut_and_counts_as_v1c():
 def test_a_choice_that_a_backbone_does_not_have_is_refused():
     for name, field in {
         "resnet50": {"strides": "torch"},
+        "resnet18": {"multi_grid": ()},
         "xception65": {"output_stride": 7},
         "mobilenetv2": {"output_stride": 12},
     }.items():
         with pytest.raises(InputError, match="backbone"):
             shapes(backbones.find(name)(**field))
+
+
+def test_a_norm_has_groups():
+    with pytest.raises(InputError, match="norm.groups is 0: needs at least 1"):
+        Norm(kind="group", groups=0)
 
 
 def test_an_unknown_backbone_is_refused_with_the_nearest_name():

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from networks import assert_close, conv, count, randomised
 
-from jaxseg.backbones.fpn import FPN
+from jaxseg import backbones
+from jaxseg.backbones.fpn import FPN, check_strides
+from jaxseg.errors import InputError
 
 SIZES = {"c2": (13, 10), "c3": (7, 5), "c4": (4, 3), "c5": (2, 2)}  # of an image of 52 x 40 pixels
 
@@ -42,8 +45,10 @@ def test_the_published_count():
     assert count(jax.eval_shape(FPN().init, jax.random.key(0), inputs)) == 3_344_384
 
 
-def test_other_levels():
-    inputs = {key: jnp.asarray(x) for key, x in levels().items() if key != "c2"}
-    found = jax.eval_shape(FPN(4, 3, 7).init_with_output, jax.random.key(0), inputs)[0]
-    sizes = {key: x.shape[1:3] for key, x in found.items()}
-    assert sizes == {"p3": (7, 5), "p4": (4, 3), "p5": (2, 2), "p6": (1, 1), "p7": (1, 1)}
+@pytest.mark.parametrize("output_stride", [4, 8, 16])
+def test_levels_at_other_strides_are_refused(output_stride):
+    check_strides(backbones.find("hrnet_w18")(output_stride=32))
+    with pytest.raises(
+        InputError, match=f"got a backbone of output stride {output_stride}: set .*32"
+    ):
+        check_strides(backbones.find("hrnet_w18")(output_stride=output_stride))

@@ -454,3 +454,21 @@ def test_complete_refuses_unknown_backbones_and_their_keys(backbone, wrong, near
     config.model.update(name="deeplabv3plus", num_classes=3, backbone=backbone)
     message = _message(models.complete, config)
     assert f'"{wrong}"' in message and f'Did you mean "{near}"?' in message
+
+
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        ("loss", {"name": "dice"}),
+        ("model", {"norm": {"name": "batch"}}),
+        ("model", {"backbone": {"name": "resnet18", "norm": {"name": "batch"}}}),
+    ],
+)
+def test_complete_refuses_a_name_where_nothing_is_named(section, value):
+    config = _unet()
+    config[section].update(value)
+    assert "unknown key of " in _message(models.complete, config)
+    named = _unet(backbone={"name": "resnet18"}, padding="same")
+    named.loss.pixel = {"name": "focal"}
+    models.complete(named)
+    assert (named.model.name, named.model.backbone.name) == ("unet", "resnet18")

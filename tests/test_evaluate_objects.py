@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import oracle
 import pytest
+from networks import EXPERIMENTS
 from PIL import Image
 
 from jaxseg import models
@@ -208,6 +209,14 @@ def test_boxes_that_are_not_of_the_results_are_refused(evaluated, tmp_path):
 def test_settings_of_semantic_networks_are_refused(setting, message):
     with pytest.raises(InputError, match=message):
         make_infer(oracle.config(**setting))
+
+
+@pytest.mark.parametrize("name", ["maskrcnn", "solo", "solov2", "upsnet"])
+def test_a_pyramid_is_not_evaluated_at_another_output_stride(name):
+    path = f"{EXPERIMENTS / name}.py:dataset=shapes,variant=small"
+    make_infer(resolve(path, [("eval.output_stride", "32")]))
+    with pytest.raises(InputError, match="output stride 8: set .* eval.output_stride=0"):
+        make_infer(resolve(path, [("eval.output_stride", "8")]))
 
 
 def test_an_experiment_takes_its_things_from_the_data_set(tmp_path):

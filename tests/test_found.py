@@ -59,6 +59,14 @@ def test_what_lies_outside_the_image_is_left_out_and_boxes_are_clipped():
     assert large.instances["masks"].shape == (2, 16, 30)
 
 
+@pytest.mark.parametrize("size", [(8, 10), (16, 30)])
+def test_masks_are_bool_of_any_size_and_number(size):
+    for count in (0, 2):
+        kept = jax.device_get(packed(_answer(np.ones((1, count, 16, 16), bool))))
+        masks = unpacked(kept, 0, (8, 10), size).instances["masks"]
+        assert masks.shape == (count, *size) and masks.dtype == bool
+
+
 @pytest.mark.parametrize("size", [(40, 44), (11, 7), (20, 26), (33, 13)])
 def test_masks_are_resized_bilinearly(size):
     rng, have = np.random.default_rng(0), (20, 26)

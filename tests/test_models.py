@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from networks import EXPERIMENTS
 
 from jaxseg import backbones, models
+from jaxseg import config as configs
+from jaxseg.backbones.fpn import FPN
 from jaxseg.backbones.layers import Norm
 from jaxseg.errors import InputError
 from jaxseg.experiment import resolve
@@ -142,8 +145,6 @@ def test_deeplabv3plus_has_the_published_number_of_parameters(name, stem, parame
 
 @pytest.mark.parametrize(("output_stride", "rates"), [(16, [6, 12, 18]), (8, [12, 24, 36])])
 def test_aspp_rates_double_at_output_stride_8(output_stride, rates):
-    import flax.linen as nn
-
     from jaxseg.backbones.layers import ConvNorm
 
     found = []
@@ -161,8 +162,6 @@ def test_aspp_rates_double_at_output_stride_8(output_stride, rates):
 
 def test_the_cascade_doubles_its_rates_block_by_block():
     """Section 3.2: at output stride 16, block 4 to 7 at rates 2, 4, 8, 16, times the grid."""
-    import flax.linen as nn
-
     from jaxseg.backbones.resnet import Bottleneck
 
     found = {}
@@ -182,8 +181,86 @@ def test_the_cascade_doubles_its_rates_block_by_block():
     assert count == 63_671_360 + 2048 * 21 + 21  # backbone with block5 to block7, classifier
 
 
+def test_a_valid_unet_has_no_head_whose_convolution_would_shrink_what_it_labels():
+    for field in ("head", "aux"):
+        unet.Model(2, padding="same", **{field: 8}).check_crop((64, 64))
+        with pytest.raises(InputError, match='need model.padding="same"'):
+            unet.Model(2, **{field: 8}).check_crop((572, 572))
+        with pytest.raises(InputError, match='need model.padding="same"'):
+            trace(unet.Model(2, **{field: 8}), (284, 284))
+
+
+PYRAMIDS = ("maskrcnn", "solo", "solov2", "upsnet")
+OF_OBJECTS = (*PYRAMIDS, "panoptic_deeplab")
+
+
+def built(name, **fields):
+    config = configs.default()
+    config.model.update({"name": name, "num_classes": 5, "backbone": {"name": "resnet18"}})
+    config.model.update(fields)
+    models.complete(config)
+    return models.build(config)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("maskrcnn", {"proposals": {"sizes": (8.0, 16.0)}}, "needs five sizes"),
+        ("panoptic_deeplab", {"levels": ("c3", "c2", "c1")}, "as many numbers of channels as lev"),
+        ("panoptic_deeplab", {"top_k": 1000}, "top_k is 1000: .* from 1 to 999"),
+        ("panoptic_deeplab", {"top_k": 0}, "top_k is 0: .* from 1 to 999"),
+        ("upsnet", {"detections": {"count": 1000}}, "count is 1000: .* at most 999"),
+        ("pspnet", {"bins": ()}, r"bins is \(\): needs different numbers"),
+        ("pspnet", {"bins": (1, 0)}, r"bins is \(1, 0\): needs different numbers"),
+        ("pspnet", {"bins": (2, 2)}, r"bins is \(2, 2\): needs different numbers"),
+        ("pspnet", {"norm": {"groups": 0}}, "norm.groups is 0"),
+    ],
+)
+def test_fields_that_fit_no_image_are_refused_when_the_network_is_built(name, fields, message):
+    with pytest.raises(InputError, match=message):
+        built(name, **fields)
+
+
+@pytest.mark.parametrize("name", OF_OBJECTS)
+def test_things_are_classes(name):
+    assert built(name, things=(1, 4)).things == (1, 4)
+    for wrong in ((1, 99), (1, 1), (-2, 1), ("car",)):
+        with pytest.raises(InputError, match=r"things is .*, of 5 classes: .* from 0 to 4"):
+            built(name, things=wrong)
+
+
+@pytest.mark.parametrize("name", [*PYRAMIDS, "fcn"])
+def test_a_network_on_levels_at_all_strides_takes_no_other_output_stride(name):
+    for backbone in ({"name": "resnet18", "output_stride": 8}, {"name": "hrnet_w18"}):
+        with pytest.raises(InputError, match="set .*32"):
+            built(name, backbone=backbone)
+    path = EXPERIMENTS / f"{name}.py"
+    for backbone in backbones.VARIANTS:  # its experiment asks them all for the right one
+        config = resolve(f"{path}:backbone={backbone},num_classes=5", [])
+        assert models.build(config)[0].backbone.output_stride == 32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PYRAMIDS)
+@pytest.mark.parametrize("backbone", sorted(backbones.VARIANTS))
+def test_any_backbone_carries_a_pyramid(name, backbone):
+    arguments = f"dataset=shapes,variant=small,backbone={backbone}"
+    model = models.build(resolve(f"{EXPERIMENTS / name}.py:{arguments}", []))[0]
+    seen = {}
+
+    def note(run, args, kwargs, context):
+        out = run(*args, **kwargs)
+        if isinstance(context.module, FPN) and context.method_name == "__call__":
+            seen.update({key: x.shape[1:3] for key, x in out.items()})
+        return out
+
+    with nn.intercept_methods(note):
+        trace(model, (96, 128))
+    assert seen == {f"p{i}": (-(-96 // 2**i), 128 // 2**i) for i in range(2, 7)}
+
+
 # Not SegNet, whose decoder mirrors VGG16, and those that find boxes or masks on a pyramid.
-HEADS = sorted(set(models.names()) - {"segnet", "maskrcnn", "solo", "solov2", "upsnet"})
+HEADS = sorted(set(models.names()) - {"segnet", *PYRAMIDS})
 FIELDS = {
     "deeplabv2": {"scales": (1.0,)},
     "unet": {"padding": "same", "norm": Norm(), "widths": (8,) * 5},

@@ -1,5 +1,6 @@
 """Mask R-CNN: its size, its losses and detections against loops, training without objects."""
 
+import re
 from functools import partial
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ from networks import count, experiment, trace
 
 from jaxseg import models
 from jaxseg.backbones.layers import Conv, Norm
+from jaxseg.errors import InputError
 from jaxseg.macs import count_macs
 from jaxseg.models import maskrcnn
 from jaxseg.ops import boxes as ops
@@ -24,6 +26,7 @@ class Backbone(nn.Module):
     """Five strided convolutions, one with a norm."""
 
     norm: Norm = Norm()
+    output_stride: int = 32
 
     @nn.compact
     def __call__(self, x, train):
@@ -291,6 +294,16 @@ def test_anchors_stand_where_the_library_has_them(rounded, last):
     assert counts == [3 * h * w for h, w in grids.values()]
     middle = (anchors[:, :2] + anchors[:, 2:]) / 2
     assert tuple(middle[-1]) == last and tuple(middle[counts[0] - 1]) == (796, 1084)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"sizes": (32.0, 64.0)}, {"ratios": ()}, {"before": (16,)}, {"after": (16, 0)}]
+)
+def test_proposals_that_fit_no_pyramid_are_refused(fields):
+    (name, value), *_ = fields.items()
+    said = re.escape(f"{name}={value}") + ".*: needs five sizes .* two numbers of boxes"
+    with pytest.raises(InputError, match=said):
+        maskrcnn.Proposals(**fields)
 
 
 def test_losses_of_anchors_against_loops():

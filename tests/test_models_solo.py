@@ -214,6 +214,8 @@ def test_sizes_that_fit():
     [
         (lambda: solo.Model(K, backbones.find("resnet18")(), masks="best"), "decoupled_light"),
         (lambda: solov2.Model(K, backbones.find("resnet18")(), grids=(4, 3)), "five numbers"),
+        (lambda: solo.Model(K, backbones.find("hrnet_w18")()), "output stride 4: set .*=32"),
+        (lambda: solov2.Model(K, backbones.find("hrnet_w18")()), "output stride 4: set .*=32"),
         (lambda: Select(kernel="cubic"), "gaussian"),
         (lambda: Select(objects=0), "at least 1"),
     ],

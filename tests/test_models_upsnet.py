@@ -138,6 +138,8 @@ def test_what_a_box_holds_of_the_label():
 class Tiny(nn.Module):
     """Five convolutions with stride 2 as a backbone, quick to compile."""
 
+    output_stride: int = 32
+
     @nn.compact
     def __call__(self, x, train):
         levels = {}

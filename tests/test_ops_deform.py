@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from jaxseg.ops.conv import conv
-from jaxseg.ops.deform import deform_conv, sample
+from jaxseg.ops.deform import deform_conv
 
 
 def bilinear(x, y0, x0):
@@ -91,13 +90,3 @@ def test_an_offset_by_whole_pixels_is_a_shift():
     want = np.zeros(x.shape, np.float32)
     want[:, :-1, 2:] = x[:, 1:, :-2]
     np.testing.assert_allclose(y, want, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_sampling_by_finite_differences():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 4, 5, 2)).astype(np.float32)
-    at = rng.integers(-2, 6, (2, 3, 4, 2)) + rng.uniform(0.2, 0.8, (2, 3, 4, 2))
-    check_grads(jax.jit(sample), (x, at.astype(np.float32)), 1, ["rev"], atol=2e-2, rtol=2e-2)
-    assert sample(x, at).shape == (2, 3, 4, 2)
-    np.testing.assert_array_equal(sample(x, jnp.array([[[9.0, 1.0]], [[-1.0, 2.0]]])), 0)

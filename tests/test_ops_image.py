@@ -52,6 +52,10 @@ def test_dense_upsampling_scores_every_pixel_of_a_place():
 def test_the_centre_is_cropped_as_much_on_both_sides():
     x = jnp.arange(7 * 6).reshape(1, 7, 6)
     np.testing.assert_array_equal(centre(x, (3, 2)), x[:, 2:5, 2:4])
+    np.testing.assert_array_equal(centre(x, (7, 6)), x)
+    for larger in ((8, 6), (7, 7)):
+        with pytest.raises(ValueError, match=r"of \(7, 6\): use at most that"):
+            centre(x, larger)
 
 
 def test_normalise_is_per_channel_in_float32():

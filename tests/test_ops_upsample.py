@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxseg.ops import upsample
 from jaxseg.ops.resize import resize
-from jaxseg.ops.upsample import bed_of_nails, bilinear_kernel, bilinear_transposed, transposed
+from jaxseg.ops.upsample import bilinear_kernel, bilinear_transposed, transposed
 
 CASES = [  # size, kernel, stride, padding
     ((3, 4), (2, 2), 2, ((0, 0), (0, 0))),  # U-Net
@@ -148,16 +148,6 @@ def test_bilinear_transposed_is_resize_inside_the_border(factor):
     assert y.shape == expected.shape
     inside = slice(factor, -factor)
     np.testing.assert_allclose(y[:, inside, inside], expected[:, inside, inside], atol=1e-6)
-
-
-@pytest.mark.parametrize("stride", [1, 2, 3])
-def test_bed_of_nails(stride):
-    x = random(0, 2, 3, 4, 2)
-    g, (y, dx) = run(lambda x: bed_of_nails(x, stride), x)
-    expected = np.zeros((2, 3 * stride, 4 * stride, 2))
-    expected[:, ::stride, ::stride] = x
-    np.testing.assert_array_equal(y, expected)
-    np.testing.assert_array_equal(dx, g[:, ::stride, ::stride])
 
 
 @pytest.mark.slow

@@ -110,6 +110,7 @@ def test_mmsegmentation_drops_channels_just_before_both_classifiers_and_nowhere_
         ("unet.py:recipe=mmseg,backbone=resnet18", "backbone=resnet18 means nothing to recipe"),
         ("unet.py:recipe=smp,variant=same", "variant=same means nothing to recipe=smp"),
         ("unet.py:output_stride=8", "output_stride=8 means nothing to recipe=paper"),
+        ("unet.py:variant=matting,num_classes=3", "num_classes=3 means nothing to variant=matting"),
         ("segnet.py:backbone=resnet18", "backbone=resnet18 means nothing to segnet.py"),
         ("segnet.py:stem=deep", "stem=deep means nothing to segnet.py"),
         ("segnet.py:recipe=smp", 'unknown recipe of .*"smp".*Valid: paper'),

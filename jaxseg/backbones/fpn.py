@@ -8,6 +8,8 @@ The levels c2 .. c5 of a backbone, all with the same channels, each with what th
     c3 -> lateral 1x1 -> + nearest x2 ----> 3x3 -> p3
     c2 -> lateral 1x1 -> + nearest x2 ----> 3x3 -> p2
 
+The levels stand at strides 4, 8, 16, 32 and 64: see `check_strides`.
+
 Differs from the paper: nothing known.
 """
 
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg.backbones.layers import Conv
+from jaxseg.errors import InputError
 from jaxseg.ops.resize import nearest
 
 
@@ -26,20 +29,18 @@ class FPN(nn.Module):
     """
 
     features: int = 256  # section 3, d
-    lowest: int = 2
-    highest: int = 6  # above 5: a max-pooling 1x1 with stride 2 of the one before; footnote 1
     scene: bool = False  # p5's lateral sees the mean of c5 too: UPSNet, the authors' code
 
     @nn.compact
     def __call__(self, levels: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """{"c2": [B,h,w,C], ..., "c5"} -> {"p{lowest}", ..., "p{highest}"}, lowest first.
+        """{"c2": [B,h,w,C], ..., "c5"} -> {"p2", ..., "p6"}, in this order.
 
-        Each level is as large as its c; one more has ceil(h / 2) rows. A backbone whose stride is
-        capped has levels of the same size, which add up as they are.
+        Each level is as large as its c; p6, a max-pooling 1x1 with stride 2 of p5 (footnote 1), has
+        ceil(h / 2) rows.
         """
         init = nn.initializers.lecun_uniform()  # no ReLU follows
         outputs, above = {}, None
-        for i in range(5, self.lowest - 1, -1):
+        for i in (5, 4, 3, 2):
             x = Conv(self.features, 1, kernel_init=init, name=f"lateral{i}")(levels[f"c{i}"])
             if i == 5 and self.scene:
                 mean = jnp.mean(levels["c5"], axis=(1, 2), keepdims=True)
@@ -48,6 +49,15 @@ class FPN(nn.Module):
                 x += nearest(above, x.shape[1:3])
             outputs[f"p{i}"] = Conv(self.features, 3, kernel_init=init, name=f"output{i}")(x)
             above = x
-        for i in range(6, self.highest + 1):
-            outputs[f"p{i}"] = outputs[f"p{i - 1}"][:, ::2, ::2]
+        outputs["p6"] = outputs["p5"][:, ::2, ::2]
         return {key: outputs[key] for key in sorted(outputs)}
+
+
+def check_strides(backbone: nn.Module) -> None:
+    """Raises InputError for a backbone whose c2 .. c5 are not at strides 4, 8, 16 and 32."""
+    if backbone.output_stride != 32:
+        raise InputError(
+            f"a pyramid needs levels at strides 4, 8, 16 and 32, got a backbone of output stride "
+            f"{backbone.output_stride}: set model.backbone.output_stride=32 and "
+            "eval.output_stride=0"
+        )

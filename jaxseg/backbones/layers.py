@@ -31,9 +31,11 @@ class Norm:
     groups: int = 32  # of kind "group", which has no running statistics
 
     def __post_init__(self):
-        """Raises InputError for another kind."""
+        """Raises InputError for another kind, and without groups."""
         if self.kind not in NORMS:
             raise unknown("kind of norm", self.kind, NORMS)
+        if self.groups < 1:
+            raise InputError(f"norm.groups is {self.groups}: needs at least 1")
 
     def __call__(self, x: jax.Array, train: bool, name: str = "norm") -> jax.Array:
         """Normalises x [B,h,w,C]; call inside a module. Batch norm is over the global batch, group

@@ -59,7 +59,6 @@ class Basic(nn.Module):
     stride: int
     rate: int
     norm: Norm
-    strides: str = "pytorch"
     avg_down: bool = False
     second_rate: bool = True  # the second convolution is dilated too
 
@@ -138,6 +137,10 @@ class Backbone(nn.Module):
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
         """image [B,H,W,C] -> c1 [B,H/2,W/2,..] to c5 [B,H/os,W/os,..], channels as above."""
         check_fields(self, CHOICES, "backbone")
+        if not self.multi_grid:
+            raise InputError(
+                "backbone.multi_grid is (): needs the factors of conv5's rates, such as (1, 2, 4)"
+            )
         if self.hybrid and (len(self.hybrid) != 2 or not all(self.hybrid)):
             raise InputError(
                 f"backbone.hybrid is {self.hybrid}: needs the rates of conv4 and of conv5, such as "
@@ -161,11 +164,10 @@ class Backbone(nn.Module):
 
     def unit(self) -> partial:
         """The residual unit of this depth, to be called with its features, stride and rate."""
-        kind = Basic if self.depth < 50 else Bottleneck
-        style = {"strides": self.strides, "avg_down": self.stem == "v1d"}
-        if kind is Basic:
-            style["second_rate"] = self.second_rate
-        return partial(kind, norm=self.norm, **style)
+        style = {"norm": self.norm, "avg_down": self.stem == "v1d"}
+        if self.depth < 50:
+            return partial(Basic, second_rate=self.second_rate, **style)
+        return partial(Bottleneck, strides=self.strides, **style)
 
     def plans(self) -> list[tuple[tuple[int, int], ...]]:
         """(stride, rate) of every unit of conv2 .. conv5."""

@@ -2,9 +2,10 @@
 
 - `Model(num_classes, ...)(image, train) -> dict of arrays`, a Linen module. image [B,H,W,C] is
   normalised. Optional methods: `fit(size)`, the input size that it needs to label an image of
-  `size` (default: the same), `check_crop(size)`, which raises InputError for a crop that does
-  not fit, and `inputs(batch) -> tuple`, what it is given after the image in training: two-stage
-  networks train on regions that they choose with the truth in view;
+  `size` (default: the same), `check()`, which raises InputError for fields that fit no image,
+  `check_crop(size)`, which raises it for a crop that does not fit, and `inputs(batch) -> tuple`,
+  what it is given after the image in training: two-stage networks train on regions that they
+  choose with the truth in view;
 - `loss(outputs, batch, *, ...) -> (scalar, dict of scalars)`, with a key for what it draws at
   random, `batch["rng"]`, in training;
 - `predict(outputs, image, *, ...) -> dict` with `semantic` [B,h,w] int32 and `logits` [B,h,w,K]
@@ -68,7 +69,7 @@ def complete(config: ConfigDict) -> None:
         raise InputError(f"config.model has no name: needs one of {', '.join(names())}")
     module = paper(config.model.name)
     fields = _fields(module.Model)
-    _fill(config.model, fields, f"model {config.model.name}")
+    _fill(config.model, {"name": config.model.name, **fields}, f"model {config.model.name}")
     own = {}
     if learns(config):
         own = {k: v for k, v in _keywords(module.loss).items() if k not in fields}
@@ -111,12 +112,17 @@ def segmenter(config: ConfigDict) -> Callable:
 
 
 def build(config: ConfigDict) -> tuple[nn.Module, Callable, Callable]:
-    """The network, `loss(outputs, batch)` and `predict(outputs, image)` of a completed config."""
+    """The network, `loss(outputs, batch)` and `predict(outputs, image)` of a completed config.
+
+    Raises InputError for fields that fit no image, and for things that are no classes.
+    """
     if not learns(config):
         raise InputError(
             f"{config.model.name} has no network and no parameters: it knows the verbs train, "
             "which only scores it, eval and predict"
         )
+    if of_objects(config):
+        _check_things(config.model.things, config.model.num_classes)
     module = paper(config.model.name)
     fields = {key: value for key, value in config.model.items() if key != "name"}
     own = {k: v for k, v in _keywords(module.loss).items() if k not in fields}
@@ -126,7 +132,19 @@ def build(config: ConfigDict) -> tuple[nn.Module, Callable, Callable]:
         return partial(function, **{k: bound[k] for k in _keywords(function)})
 
     model = module.Model(**_values(_fields(module.Model), fields))
+    if hasattr(model, "check"):
+        model.check()
     return model, bind(module.loss), bind(module.predict)
+
+
+def _check_things(ids: tuple[int, ...], num_classes: int) -> None:
+    named = [k for k in ids if k != -1]
+    ours = all(type(k) is int and 0 <= k < num_classes for k in named)
+    if not ours or len(set(named)) < len(named):
+        raise InputError(
+            f"model.things is {ids}, of {num_classes} classes: needs different class ids from 0 to "
+            f"{num_classes - 1}, -1 for an output of no class, or () for all classes"
+        )
 
 
 def _fields(constructor: Callable) -> dict[str, Any]:
@@ -146,7 +164,7 @@ def _keywords(function: Callable) -> dict[str, Any]:
 def _fill(section: ConfigDict, defaults: dict[str, Any], owner: str) -> None:
     """Gives `section` every key of `defaults`; a key with keys of its own is a section too."""
     for key in section:
-        if key not in defaults and key != "name":
+        if key not in defaults:
             raise unknown(f"key of {owner}:", key, defaults)
     for key, default in defaults.items():
         if key == "backbone" or dataclasses.is_dataclass(default):
@@ -165,7 +183,7 @@ def _inner(key: str, default: Any, given: ConfigDict, owner: str) -> dict[str, A
     if key != "backbone":
         return dataclasses.asdict(default)
     if "name" in given and given.name:
-        return _fields(backbones.find(given.name))
+        return {"name": given.name, **_fields(backbones.find(given.name))}
     if default is dataclasses.MISSING:
         raise InputError(f'{owner}: no backbone: needs a section, such as {{"name": "resnet50"}}')
     return {"name": ""}

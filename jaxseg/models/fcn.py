@@ -80,7 +80,7 @@ class Model(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
         """image [B,H,W,C] -> logits float32 [B,H,W,K]."""
-        self._check()
+        self.check()
         border = ((0, 0), (BORDER, BORDER), (BORDER, BORDER), (0, 0))
         levels = self.backbone(jnp.pad(image, border), train)
         # Section 4.3: the scores start at zero.
@@ -105,12 +105,14 @@ class Model(nn.Module):
     def _up(self, x: jax.Array, factor: int, name: str, learned: bool) -> jax.Array:
         return Deconv(factor, name=name)(x) if learned else bilinear_transposed(x, factor)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises InputError for a field that is none of its choices, and for other strides."""
         check_fields(self, CHOICES, "model")
         if self.backbone.output_stride != 32:
             raise InputError(
                 f"FCN upsamples from stride 32, got backbone.output_stride "
-                f"{self.backbone.output_stride}: set 32, or take the model fcn_resnet"
+                f"{self.backbone.output_stride}: set 32 and eval.output_stride=0, or take the "
+                "model fcn_resnet"
             )
 
 

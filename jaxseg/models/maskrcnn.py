@@ -30,9 +30,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseg.backbones.fpn import FPN
+from jaxseg.backbones.fpn import FPN, check_strides
 from jaxseg.backbones.layers import Conv, UpConv
+from jaxseg.errors import InputError
 from jaxseg.ops import boxes as ops
+from jaxseg.ops.mask_losses import binary_cross_entropy, smooth_l1
 from jaxseg.ops.roi import crop_masks, level_of, paste, roi_align
 
 LEVELS = (2, 3, 4, 5, 6)  # of the pyramid; RoIs have features of all but the last
@@ -50,6 +52,15 @@ class Proposals:
     before: tuple[int, ...] = (2000, 1000)  # boxes a level before NMS, in training and after it
     after: tuple[int, ...] = (1000, 1000)  # boxes an image after it
     iou: float = 0.7  # of the NMS, level by level
+
+    def __post_init__(self):
+        """Raises InputError for numbers that fit no pyramid."""
+        pairs = [len(pair) == 2 and min(pair) > 0 for pair in (self.before, self.after)]
+        if len(self.sizes) != len(LEVELS) or not self.ratios or not all(pairs):
+            raise InputError(
+                f"model.proposals is {self}: needs five sizes of anchors, from the finest level to "
+                "the coarsest, a ratio or more, and two numbers of boxes before and after the NMS"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +170,10 @@ class Model(nn.Module):
         """That of the finest level."""
         return 4
 
+    def check(self) -> None:
+        """Raises InputError for a backbone whose levels are not where anchors stand."""
+        check_strides(self.backbone)
+
     def inputs(self, batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array]]:
         """What the forward pass takes beside the image in training: the truth."""
         rng = batch["rng"] if "rng" in batch else jax.random.key(0)
@@ -176,6 +191,7 @@ class Model(nn.Module):
 
     def pyramid(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
         """p2 .. p6 of image [B,H,W,C] made multiples of 32 by zeros."""
+        self.check()
         pads = [(0, -n % 32) for n in image.shape[1:3]]
         levels = self.backbone(jnp.pad(image, ((0, 0), *pads, (0, 0))), train)
         return self.fpn()(levels)
@@ -451,16 +467,6 @@ def roi_losses(
         "rois": counts.sum(),
         "positives": positive.sum(),
     }
-
-
-def smooth_l1(x: jax.Array, beta: float) -> jax.Array:
-    """x^2 / (2 beta) below beta, |x| - beta / 2 above: Girshick 2015, arXiv:1504.08083, Eq. 3."""
-    size = jnp.abs(x)
-    return jnp.where(size < beta, x**2 / (2 * beta or 1), size - beta / 2)
-
-
-def binary_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
-    return jax.nn.softplus(logits) - logits * target
 
 
 def predict(

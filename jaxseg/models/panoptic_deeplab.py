@@ -30,6 +30,7 @@ from jaxseg.models.deeplabv3 import ASPP
 from jaxseg.models.pspnet import check_crop, fit, level, upsample
 from jaxseg.ops import centres
 from jaxseg.ops.losses import PixelLoss
+from jaxseg.ops.panoptic_quality import STEP
 from jaxseg.ops.resize import resize
 
 small_normal = nn.initializers.normal(0.01)  # the loss of centres counts 200 times
@@ -69,6 +70,7 @@ class Model(nn.Module):
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
         """image [B,H,W,C] -> logits [B,H/4,W/4,K], centre [..,1], offset [..,2]; the stride is that
         of the last of `levels`."""
+        self.check()
         levels = self.backbone(image, train)
         conv = partial(SeparableConvNorm, kernel=self.kernel, norm=self.norm)
         last = partial(Conv, kernel=1, kernel_init=small_normal)
@@ -102,6 +104,20 @@ class Model(nn.Module):
             )
             x = join(x, train)
         return x
+
+    def check(self) -> None:
+        """Raises InputError where a decoder has not one width for each level, and for numbers of
+        objects that a panoptic map does not have."""
+        if not len(self.levels) == len(self.semantic) == len(self.instance):
+            raise InputError(
+                f"model.levels is {self.levels}, model.semantic {self.semantic} and model.instance "
+                f"{self.instance}: need as many numbers of channels as levels"
+            )
+        if not 0 < self.top_k < STEP:
+            raise InputError(
+                f"model.top_k is {self.top_k}: a panoptic map numbers the objects of an image from "
+                f"1 to {STEP - 1}, needs one of these"
+            )
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
         """The input size (H, W) that labels an image of `size` without moving it."""

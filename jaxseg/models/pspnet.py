@@ -106,6 +106,7 @@ class Model(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
         """image [B,H,W,C] -> logits and, with an auxiliary head, aux_logits [B,H/os,W/os,K]."""
+        self.check()
         levels = self.backbone(image, train)
         x = levels[level(self.source, levels)]
         pooled = self.pooled or x.shape[-1] // len(self.bins)
@@ -115,6 +116,14 @@ class Model(nn.Module):
         x = dropout(self.dropout, x, train, self.channel_dropout)
         logits = classifier(self.num_classes, self.classifier_kernel)(x)
         return {"logits": logits, **auxiliary(self, levels, train)}
+
+    def check(self) -> None:
+        """Raises InputError for bins that divide no scene."""
+        some = self.bins and len(set(self.bins)) == len(self.bins)
+        if not some or not all(type(n) is int and n > 0 for n in self.bins):
+            raise InputError(
+                f"model.bins is {self.bins}: needs different numbers of parts, such as (1, 2, 3, 6)"
+            )
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
         """The input size (H, W) that labels an image of `size` without moving it."""

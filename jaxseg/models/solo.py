@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseg.backbones.fpn import FPN
+from jaxseg.backbones.fpn import FPN, check_strides
 from jaxseg.backbones.layers import Conv, ConvNorm, Norm, check_fields
 from jaxseg.errors import InputError, unknown
 from jaxseg.ops.grids import assign, choose, coordinates, mass_centres, own, shrink
@@ -119,8 +119,7 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
-        check_fields(self, {"masks": MASKS}, "model")
-        check_levels(self)
+        self.check()
         levels = FPN(self.fpn, name="fpn")(self.backbone(image, train))
         tower = dict(convs=self.convs, features=self.features, norm=self.norm)
         category, last = Tower(**tower, name="category"), categories(self)
@@ -142,6 +141,11 @@ class Model(nn.Module):
                 outputs[f"{axis}{level}"] = conv(y)
         return outputs
 
+    def check(self) -> None:
+        """Raises InputError for another kind of masks, and where levels and grids do not fit."""
+        check_fields(self, {"masks": MASKS}, "model")
+        check_levels(self)
+
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
         """The input size (H, W) of an image of `size`: multiples of the coarsest stride."""
         sides = tuple(-(-n // 32) * 32 for n in size)
@@ -155,7 +159,9 @@ class Model(nn.Module):
 
 
 def check_levels(model: nn.Module) -> None:
-    """Raises InputError where there is not one grid and one range of sizes for each level."""
+    """Raises InputError where there is not one grid and one range of sizes for each level, or the
+    backbone's levels have other strides."""
+    check_strides(model.backbone)
     pairs = all(isinstance(r, tuple) and len(r) == 2 for r in model.ranges)
     if len(model.grids) != len(LEVELS) or len(model.ranges) != len(LEVELS) or not pairs:
         raise InputError(

@@ -78,7 +78,7 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
-        solo.check_levels(self)
+        self.check()
         levels = FPN(self.fpn, name="fpn")(self.backbone(image, train))
         mask = MaskFeatures(self.mask_features, self.embedding, self.norm, name="mask_features")
         tower = dict(convs=self.convs, features=self.features, norm=self.norm)
@@ -92,6 +92,7 @@ class Model(nn.Module):
             outputs[f"categories{level}"] = last(category(y[..., :-2], train))
         return outputs
 
+    check = solo.check_levels
     fit = solo.Model.fit
     check_crop = solo.Model.check_crop
 

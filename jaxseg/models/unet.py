@@ -13,6 +13,7 @@ norm, and patch=2 makes it four times cheaper: the network works on 2x2 pixels a
 classifier gives their four labels (dense upsampling, Wang et al. 2018, arXiv:1702.08502).
 
 With a `backbone`, its levels c1 to c5 are the contracting path, and `widths` the expanding one.
+`predict` is FCN's, of the labelled centre.
 
 Differs from the paper: the dropout rate, which it does not give, is 0.5; class weights multiply the
 border term of Eq. 2, to which the paper adds them (the same where they are 1, the default). Fields
@@ -36,6 +37,7 @@ from jaxseg.backbones.layers import (
     dropout,
 )
 from jaxseg.errors import InputError
+from jaxseg.models.fcn import predict as predict
 from jaxseg.ops import matting
 from jaxseg.ops.image import centre, space_to_depth
 from jaxseg.ops.losses import PixelLoss
@@ -146,6 +148,11 @@ class Model(nn.Module):
         check_fields(self, CHOICES, "model")
         if self.backbone and self.padding == "valid":
             raise InputError('a U-Net on a backbone pads: needs model.padding="same"')
+        if self.padding == "valid" and (self.head or self.aux):
+            raise InputError(
+                f"model.head is {self.head} and model.aux {self.aux}: their convolutions need "
+                'model.padding="same", for what is labelled would no longer meet its labels'
+            )
         if self.backbone and (self.patch > 1 or self.depth > 5):
             raise InputError(
                 f"a U-Net on a backbone has at most 5 levels and patch 1, got {self.depth} and "
@@ -193,9 +200,3 @@ def loss(
     aux = pixel(outputs["aux_logits"], label, weight)
     logs = {"loss": value + aux_weight * aux, "main_loss": value, "aux_loss": aux}
     return logs["loss"], logs
-
-
-def predict(outputs: dict[str, jax.Array], image: jax.Array) -> dict[str, jax.Array]:
-    """The class of every pixel of the labelled centre: semantic [B,h,w], logits [B,h,w,K]."""
-    logits = outputs["logits"].astype(jnp.float32)
-    return {"semantic": jnp.argmax(logits, axis=-1).astype(jnp.int32), "logits": logits}

@@ -28,11 +28,13 @@ import numpy as np
 
 from jaxseg.backbones.fpn import FPN
 from jaxseg.backbones.layers import Conv, he_normal
+from jaxseg.errors import InputError
 from jaxseg.models import maskrcnn
 from jaxseg.ops import boxes as ops
 from jaxseg.ops import centres
 from jaxseg.ops.deform import deform_conv
 from jaxseg.ops.losses import cross_entropy
+from jaxseg.ops.panoptic_quality import STEP
 from jaxseg.ops.resize import resize
 from jaxseg.ops.roi import roi_align
 
@@ -83,6 +85,15 @@ class Model(maskrcnn.Model):
     iou: float = 0.5  # of their NMS, over all classes at once
     overlap: float = 0.3  # share of a mask that better ones of its class may hold
     stuff_area: int = 4096  # fewer pixels of a stuff class in an image are void; Cityscapes: 2048
+
+    def check(self) -> None:
+        """Raises InputError for Mask R-CNN's reasons, and where objects have too many numbers."""
+        super().check()
+        if self.detections.count >= STEP:
+            raise InputError(
+                f"model.detections.count is {self.detections.count}: a panoptic map numbers the "
+                f"objects of an image below {STEP}, use at most {STEP - 1}"
+            )
 
     @nn.compact
     def __call__(

@@ -14,16 +14,6 @@ from jax import lax
 from jaxseg.ops.conv import UNPADDED, Padding
 
 
-def sample(x: jax.Array, at: jax.Array) -> jax.Array:
-    """Bilinear interpolation of x [B,H,W,C] at the points at [B,...,2]: [B,...,C].
-
-    Points are (row, column) in pixels, pixel centres at whole numbers. Outside, the image is 0: it
-    fades over one pixel. Differentiable in both, at whole numbers towards the next pixel.
-    """
-    places, weights = _corners(at.reshape(len(at), -1, 2), x.shape[1:3])
-    return _blend(_quads(x), places, weights).reshape(*at.shape[:-1], x.shape[3])
-
-
 def deform_conv(
     x: jax.Array,
     offset: jax.Array,

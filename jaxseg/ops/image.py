@@ -12,7 +12,9 @@ def normalise(image: jax.Array, mean: Sequence[float], std: Sequence[float]) -> 
 
 
 def centre(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """The central `size` (height, width) of [B,H,W,...]."""
+    """The central `size` (height, width) of [B,H,W,...]. Raises ValueError for a larger one."""
+    if any(want > have for have, want in zip(x.shape[1:3], size, strict=True)):
+        raise ValueError(f"the centre {tuple(size)} of {x.shape[1:3]}: use at most that")
     top, left = ((have - want) // 2 for have, want in zip(x.shape[1:3], size, strict=True))
     return x[:, top : top + size[0], left : left + size[1]]
 

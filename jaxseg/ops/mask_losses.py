@@ -1,4 +1,4 @@
-"""Losses of networks that find objects: of categories, and of whole masks."""
+"""Losses of networks that find objects: of categories, of boxes, and of whole masks."""
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,17 @@ def sigmoid_focal(
     miss = jax.nn.sigmoid(-sign * logits)  # 1 - p_t
     weight = jnp.where(truth, alpha, 1 - alpha)
     return weight * miss**gamma * jax.nn.softplus(-sign * logits)
+
+
+def binary_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """-log p of true targets, -log(1 - p) of the others, of every logit; target bool or 0..1."""
+    return jax.nn.softplus(logits) - logits * target
+
+
+def smooth_l1(x: jax.Array, beta: float) -> jax.Array:
+    """x^2 / (2 beta) below beta, |x| - beta / 2 above: Girshick 2015, arXiv:1504.08083, Eq. 3."""
+    size = jnp.abs(x)
+    return jnp.where(size < beta, x**2 / (2 * beta or 1), size - beta / 2)
 
 
 def mask_dice(p: jax.Array, truth: jax.Array, epsilon: float = 1e-3) -> jax.Array:

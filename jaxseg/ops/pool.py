@@ -62,17 +62,12 @@ def max_unpool(x: jax.Array, indices: jax.Array, size: tuple[int, int]) -> jax.A
 
 
 def avg_pool(
-    x: jax.Array,
-    window: int,
-    stride: int,
-    padding: int = 0,
-    count_include_pad: bool = True,
-    ceil: bool = False,
+    x: jax.Array, window: int, stride: int, padding: int = 0, ceil: bool = False
 ) -> jax.Array:
     """Mean over window x window pixels: float [B,H,W,C] -> [B,h,w,C], sizes as `max_pool`.
 
-    Equals `torch.nn.AvgPool2d`. Without `count_include_pad` the zeros of the border are left out
-    of the mean. What `ceil` adds beyond the padding never counts. Sums are float32.
+    Equals `torch.nn.AvgPool2d`: the zeros of the border count. What `ceil` adds beyond the padding
+    does not. Sums are float32.
 
     window, stride, padding: pixels, the same for both axes; padding at most half the window.
     """
@@ -83,8 +78,7 @@ def avg_pool(
     pixels = []
     for n in x.shape[1:3]:
         start = np.arange(_count(n, window, stride, padding, ceil)) * stride - padding
-        low, high = (-padding, n + padding) if count_include_pad else (0, n)
-        pixels.append(np.minimum(start + window, high) - np.maximum(start, low))
+        pixels.append(np.minimum(start + window, n + padding) - start)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     total = _cover(wide, window, stride, padding, ceil, 0)
     for axis in (1, 2):

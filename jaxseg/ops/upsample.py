@@ -108,14 +108,3 @@ def bilinear_transposed(x: jax.Array, factor: int) -> jax.Array:
         shape = (*wide.shape[:axis], -1, *wide.shape[axis + 1 :])
         wide = jnp.stack(phases, axis + 1).reshape(shape)
     return wide.astype(x.dtype)
-
-
-def bed_of_nails(x: jax.Array, stride: int) -> jax.Array:
-    """Every pixel at the top left of a block of zeros: [B,h,w,C] -> [B,h*stride,w*stride,C].
-
-    Unpooling without indices (Dosovitskiy et al. 2015, arXiv 1411.5928).
-    """
-    b, h, w, c = x.shape
-    keep, spread = (0, 0), (0, stride - 1)
-    nails = jnp.pad(x[:, :, None, :, None], (keep, keep, spread, keep, spread, keep))
-    return nails.reshape(b, h * stride, w * stride, c)
