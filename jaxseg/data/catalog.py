@@ -86,11 +86,6 @@ FOLDER = Layout(own.folder, _json_table, own.splits)
 TFDS = "tfds:"
 
 
-def known() -> list[str]:
-    """The data sets whose classes are known without their files."""
-    return ["shapes", *sorted(LAYOUTS)]
-
-
 def resolve(dataset: str, root: str = "") -> tuple[Layout, Path]:
     """The layout of a data set, and its place.
 
