@@ -21,9 +21,8 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jaxseg.errors import InputError, RestartError, exit_code, translated
+from jaxseg.errors import RESTART, InputError, RestartError, exit_code, translated
 
-LOST = 75  # exit code where a peer died: the same command goes on
 PATIENCE = 300  # seconds until all have come
 FAREWELL = 5  # seconds for the last word: the first process waits for the others to hang up
 
@@ -228,7 +227,7 @@ class Line:
         except TimeoutError:
             raise self._refuse(f"no word of process {index} in {seconds:.0f} s") from None
         if said is None:
-            said = {"error": f"process {index} is gone", "code": LOST}
+            said = {"error": f"process {index} is gone", "code": RESTART}
         if "error" in said:
             self._tell(said, but=index)
             self.over = True
@@ -240,7 +239,7 @@ class Line:
         """Waits for the peer's last word; ends this process too where it failed."""
         said = peer.receive(None)
         if said is None:
-            said = {"error": f"process {index} is gone: the same command goes on", "code": LOST}
+            said = {"error": f"process {index} is gone: the same command goes on", "code": RESTART}
         if "error" not in said:
             return
         with self.lock:

@@ -25,7 +25,7 @@ def unknown(kind: str, word: str, options: Iterable[str]) -> InputError:
 class RestartError(RuntimeError):
     """What befell this process befell it from outside, such as a peer that died.
 
-    The same command goes on from the last checkpoint. The command line exits with code 75.
+    The same command goes on from the last checkpoint. The command line exits with RESTART.
     """
 
 
@@ -70,7 +70,8 @@ def translated(error: BaseException) -> BaseException:
     return RestartError(f"a peer is gone: {first}") if LOST_PEER.search(first) else error
 
 
-EXIT = {InputError: 2, RestartError: 75, FloatingPointError: 76, KeyboardInterrupt: 130}
+RESTART = 75  # exit code: the same command goes on; sysexits.h's TEMPFAIL
+EXIT = {InputError: 2, RestartError: RESTART, FloatingPointError: 76, KeyboardInterrupt: 130}
 
 
 def exit_code(error: BaseException) -> int:

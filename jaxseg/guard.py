@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-DIVERGED = 76  # exit code of a run that rolled back LIMIT times without getting further
 IN_A_ROW = 5  # bad steps after which a run rolls back
 LIMIT = 3  # roll-backs without a checkpoint beyond the trouble
 WINDOW = 128  # losses that a leap is measured against

@@ -128,14 +128,20 @@ def _network(config: ConfigDict) -> tuple[Callable, Callable]:
     """network(variables, x): the paper's prediction for x [N,h,w,C], 0..255; and fit(size), the
     input size that it needs to label `size`."""
     model, _, predict = models.build(at_output_stride(config))
-    dtype, data = config.train.compute_dtype, config.data
 
     def network(variables: Any, x: jax.Array) -> dict[str, jax.Array]:
-        x = normalise(x, data.mean, data.std).astype(dtype)
-        params = cast(variables["params"], dtype)
-        return predict(model.apply({**variables, "params": params}, x, train=False), x)
+        variables, x = prepared(config, variables, x)
+        return predict(model.apply(variables, x, train=False), x)
 
     return network, model.fit if hasattr(model, "fit") else tuple
+
+
+def prepared(config: ConfigDict, variables: dict, image: jax.Array) -> tuple[dict, jax.Array]:
+    """What a network takes, in the dtype of computation: its variables and image [B,h,w,C], 0..255,
+    normalised."""
+    dtype = config.train.compute_dtype
+    x = normalise(image, config.data.mean, config.data.std).astype(dtype)
+    return {**variables, "params": cast(variables["params"], dtype)}, x
 
 
 def _over_rows(network: Callable, mesh: Mesh) -> Callable:
@@ -159,17 +165,15 @@ def _objects(config: ConfigDict) -> Callable[..., dict]:
                 f"an image once and whole: leave it {plain!r}"
             )
     model, _, predict = models.build(at_output_stride(config))
-    dtype, data = config.train.compute_dtype, config.data
 
     def infer(
         variables: Any, image: jax.Array, size: Size, logits: bool = True, extent: Any = None
     ) -> dict[str, Any]:
         have = image.shape[1:3]
         need = model.fit(have) if hasattr(model, "fit") else have
-        x = normalise(image, data.mean, data.std).astype(dtype)
+        variables, x = prepared(config, variables, image)
         x = jnp.pad(x, [(0, 0), *((0, n - h) for n, h in zip(need, have, strict=True)), (0, 0)])
-        params = cast(variables["params"], dtype)
-        outputs = model.apply({**variables, "params": params}, x, train=False)
+        outputs = model.apply(variables, x, train=False)
         out = {k: v for k, v in predict(outputs, x).items() if logits or k != "logits"}
         for key in out.keys() - {"instances"}:
             out[key] = out[key][:, : have[0], : have[1]]

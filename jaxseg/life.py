@@ -14,9 +14,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxseg import faults
+from jaxseg.errors import RESTART
 
 STOPPED = 42  # exit code of a run that a signal stopped after it saved its step
-STUCK = 75  # of one that was stuck or lost a peer: the same command goes on; sysexits.h's TEMPFAIL
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -29,7 +29,7 @@ class Life:
 
     A handler only notes the signal: whoever works looks at `signal` where it can stop. A SIGINT
     after the first signal kills at once. Without a `beat` for `seconds` (0: forever) the stacks of
-    all threads go to stderr and the process exits with STUCK, whatever it waits for.
+    all threads go to stderr and the process exits with RESTART, whatever it waits for.
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class Life:
                     flush=True,
                 )
                 faulthandler.dump_traceback(sys.__stderr__)
-                print(f"exit {STUCK}: the same command goes on", file=sys.stderr, flush=True)
-                self.leave(STUCK)
+                print(f"exit {RESTART}: the same command goes on", file=sys.stderr, flush=True)
+                self.leave(RESTART)
                 return
 
     def __enter__(self) -> "Life":

@@ -399,6 +399,8 @@ def submitting(args: argparse.Namespace, folder: Path, work: Callable[[], int]) 
     """Does the work that labels images into a folder; with --submission for a server as well."""
     if not args.submission:
         return work()
+    import jax
+
     from jaxseg.data import catalog
     from jaxseg.log import say
     from jaxseg.models import learns
@@ -410,7 +412,8 @@ def submitting(args: argparse.Namespace, folder: Path, work: Callable[[], int]) 
     dataset = config.data.dataset
     catalog.benchmark(dataset)
     code = work()
-    say(f"for the server of {dataset}: {catalog.write_submission(folder, dataset)}")
+    if jax.process_index() == 0:  # of several that share the folder
+        say(f"for the server of {dataset}: {catalog.write_submission(folder, dataset)}")
     return code
 
 

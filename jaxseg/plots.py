@@ -21,8 +21,9 @@ def _records(metrics: Path) -> Iterator[dict]:
             yield json.loads(line)
 
 
-def curves(metrics: Path, picture: Path) -> None:
-    """Loss and learning rate, and the validation scores, against the step, from metrics.jsonl."""
+def curves(metrics: Path, picture: Path, keys: Sequence[str]) -> None:
+    """Loss and learning rate, and the validation scores `keys`, against the step, from
+    metrics.jsonl."""
     records = list(_records(metrics))
     train = [r for r in records if r["kind"] == "train"]
     evals = [r for r in records if r["kind"] == "eval"]
@@ -33,7 +34,7 @@ def curves(metrics: Path, picture: Path) -> None:
     left.set(title="training loss", xlabel="step")
     middle.plot(steps, [r["lr"] for r in train], linewidth=1, color="tab:green")
     middle.set(title="learning rate", xlabel="step", ylim=(0, None))
-    for key in ("PQ", "AP", "AP50", "mIoU", "mAcc", "aAcc"):
+    for key in keys:
         points = [(r["step"], r[key]) for r in evals if key in r]
         if points:
             right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=key)

@@ -20,8 +20,7 @@ from jaxseg.ops import boundary, metrics
 
 PANEL = 360  # pixels, the longest side of an image in the sheet of the worst
 # Lists with a number a class: column -> key of the scores.
-COLUMNS = {"IoU": "IoU", "Acc": "Acc", "Dice": "Dice", "precision": "precision", "recall": "Acc"}
-COLUMNS |= {"boundary_IoU": "boundary_IoU"}
+COLUMNS = {key: key for key in ("IoU", "Acc", "Dice", "precision", "boundary_IoU")}
 OBJECTS = ("AP", "AP50", "box_AP", "box_AP50", "PQ", "SQ", "RQ")
 COLUMNS |= {key: f"class_{key}" for key in OBJECTS}
 SHOWN = ("AP", "PQ", "IoU")  # columns of the table for people

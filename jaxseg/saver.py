@@ -211,8 +211,18 @@ def write_found(
 
 
 def gather(output: Path, own: Sequence[Path], classes: Classes, panoptic: bool) -> None:
-    """Writes OUTPUT/annotations.json, and panoptic.json, of the images whose own JSON is there."""
-    held = [json.loads(path.read_text()) for path in own if path.is_file()]
+    """Writes OUTPUT/annotations.json, and panoptic.json, of the images whose own JSON is there.
+
+    And again where another process has added one meanwhile, whose files these may have replaced.
+    """
+    done = None
+    while (there := [path for path in own if path.is_file()]) != done:
+        _gather(output, there, classes, panoptic)
+        done = there
+
+
+def _gather(output: Path, own: Sequence[Path], classes: Classes, panoptic: bool) -> None:
+    held = [json.loads(path.read_text()) for path in own]
     for number, one in enumerate(held, start=1):  # by which COCO's JSON names images
         one["image"]["id"] = number
         for entry in [*one["objects"], *([one["panoptic"]] if panoptic else [])]:

@@ -28,7 +28,7 @@ from jaxseg.evaluate import check_images, evaluate, make_eval_step, open_source
 from jaxseg.guard import Guard
 from jaxseg.inference import cast
 from jaxseg.life import STOPPED, Life, Stopped
-from jaxseg.log import Log, say
+from jaxseg.log import SHOWN, Log, say
 from jaxseg.ops.augment import augment
 from jaxseg.ops.image import normalise
 from jaxseg.optim import freeze, make_optimizer, schedule
@@ -309,7 +309,7 @@ def run(
                 if jax.process_index() == 0:
                     report(workdir, step, result, validation, config.data.eval_split)
                     with log.tolerated():
-                        plots.curves(log.path, workdir / "curves.png")
+                        plots.curves(log.path, workdir / "curves.png", SHOWN)
         except Stopped:
             raise
         except Exception as error:  # a broken evaluation costs no training

@@ -9,6 +9,7 @@ and segmentation_models_pytorch, in any build; where mmsegmentation is installed
 
 import argparse
 import json
+import re
 import sys
 import zlib
 from pathlib import Path
@@ -50,21 +51,26 @@ def image(size):
     return np.random.default_rng(0).standard_normal((1, *size, 3)).astype(np.float32)
 
 
-def random_state(shapes):
-    """name -> float32 array, drawn from the name; norms with statistics that are not trivial."""
+def random_state(shapes, scales=()):
+    """name -> float32 array, drawn from the name; norms with statistics that are not trivial.
+
+    scales: (regex of a name, factor); the first that matches counts.
+    """
     state = {}
     for name, shape in shapes.items():
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         leaf = name.rpartition(".")[2]
         if leaf == "num_batches_tracked":
-            value = np.zeros(shape, np.int64)
-        elif len(shape) == 4:
+            state[name] = np.zeros(shape, np.int64)
+            continue
+        if len(shape) > 1:
             value = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
         elif leaf in ("weight", "running_var"):
             value = rng.uniform(0.5, 1.5, shape)
         else:
             value = 0.1 * rng.standard_normal(shape)
-        state[name] = value if leaf == "num_batches_tracked" else value.astype(np.float32)
+        scale = next((s for pattern, s in scales if re.fullmatch(pattern, name)), 1)
+        state[name] = (value * scale).astype(np.float32)
     return state
 
 

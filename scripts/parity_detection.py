@@ -8,14 +8,11 @@ As parity.py does for semantic networks; needs torch and torchvision in any buil
 import argparse
 import importlib
 import json
-import re
-import sys
-import zlib
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
+from parity import random_state, shapes_of, without_operators
 
 SIZE = (90, 120)  # no multiples of 32: filled up to 96 x 128
 SMALLER = (52, 69)  # resized by 90/52 and 119/69, to be seen at 90 x 119
@@ -27,10 +24,10 @@ LIMITS = {
 ARCHS = ("small", "maskrcnn_resnet50_fpn")  # small: a ResNet-18 with narrow heads, six classes
 CANONICAL = 16  # of `small`: boxes of all four levels, where 224 would leave the finest alone
 # Drawn smaller, so that no number explodes: boxes of the size of their anchors, several classes.
-SCALES = {
-    **{r".*bbox_pred\.\w+": 0.1, r".*cls_score\.weight": 0.5},
-    **{r".*bn[23]\.weight": 0.25, r".*(inner|layer)_blocks.*weight": 0.5},
-}
+SCALES = (
+    *((r".*bbox_pred\.\w+", 0.1), (r".*cls_score\.weight", 0.5)),
+    *((r".*bn[23]\.weight", 0.25), (r".*(inner|layer)_blocks.*weight", 0.5)),
+)
 
 
 def images(size=SIZE):
@@ -38,33 +35,14 @@ def images(size=SIZE):
     return np.random.default_rng(0).random((2, *size, 3))
 
 
-def random_state(shapes):
-    """name -> float32 array, drawn from the name; norms with statistics that are not trivial."""
-    state = {}
-    for name, shape in shapes.items():
-        rng = np.random.default_rng(zlib.crc32(name.encode()))
-        leaf = name.rpartition(".")[2]
-        if leaf == "num_batches_tracked":
-            state[name] = np.zeros(shape, np.int64)
-            continue
-        if len(shape) > 1:
-            value = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-        elif leaf in ("weight", "running_var"):
-            value = rng.uniform(0.5, 1.5, shape)
-        else:
-            value = 0.1 * rng.standard_normal(shape)
-        scale = next((s for pattern, s in SCALES.items() if re.fullmatch(pattern, name)), 1)
-        state[name] = (value * scale).astype(np.float32)
-    return state
+def random_weights(shapes):
+    """Those of parity.py, drawn as SCALES says."""
+    return random_state(shapes, SCALES)
 
 
 def torchvision():
     """The library, with its compiled operators in Python where they do not fit the torch here."""
-    import torch
-
-    if not hasattr(torch.ops.torchvision, "nms"):
-        for name in ("_meta_registrations", "_autograd_registrations"):
-            sys.modules[f"torchvision.{name}"] = ModuleType(name)
+    without_operators()
     import torchvision
 
     align = importlib.import_module("torchvision.ops.roi_align")
@@ -119,7 +97,7 @@ def network(arch):
         for module in net.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eps = 0.0
-    state = random_state({k: tuple(v.shape) for k, v in net.state_dict().items()})
+    state = random_weights(shapes_of(net))
     net.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
     return net.double().eval()
 
@@ -197,8 +175,7 @@ def main():
     output, stored = parser.parse_args().output, {}
     for arch in ARCHS:
         net = network(arch)
-        shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-        stored[f"{arch} shapes"] = np.array(json.dumps(shapes))
+        stored[f"{arch} shapes"] = np.array(json.dumps(shapes_of(net)))
         for key, value in run(net).items():
             value = value[PARTS[key]] if key in PARTS else value
             stored[f"{arch} {key}"] = np.packbits(value) if key.endswith("masks") else value

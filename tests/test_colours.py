@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from jaxseg.data.colours import (
+    GAP,
     IGNORE,
     IGNORE_COLOUR,
     Classes,
@@ -94,10 +95,11 @@ def test_a_strip_shows_four_panels_and_a_legend(size, channels):
     prediction = np.full(size, 1, np.int32)
     picture = strip(image, truth, prediction, TABLE)
     zoom = max(1, round(200 / height))
-    assert picture.mode == "RGB" and picture.width == zoom * (4 * width + 3 * 4)
+    wide = zoom * width
+    assert picture.mode == "RGB" and picture.width == 4 * wide + 3 * GAP
     assert picture.height > zoom * height
-    pixels = np.asarray(picture)[: zoom * height : zoom, ::zoom]
-    panels = [pixels[:, k * (width + 4) : k * (width + 4) + width] for k in range(4)]
+    pixels = np.asarray(picture)[: zoom * height : zoom]
+    panels = [pixels[:, k * (wide + GAP) :][:, :wide:zoom] for k in range(4)]
     assert (panels[0] == 90).all()
     np.testing.assert_array_equal(panels[1], colourise(truth, TABLE))
     np.testing.assert_array_equal(panels[2], colourise(prediction, TABLE))

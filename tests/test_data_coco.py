@@ -184,6 +184,10 @@ def test_own_annotations_have_their_own_classes(tmp_path):
         assert source.classes.names == ("background", "dog", "cat")
         assert source.classes.things == (1, 2)
         assert set(np.unique(source[0]["label"])) == {0, 2}
+    assert catalog.splits(f"coco_json:{folder}") == ["train", "val"]
+    (folder / "train").rename(folder / "test")
+    (folder / "annotations/instances_val2017.json").rename(folder / "annotations.json")
+    assert catalog.splits(f"coco_json:{folder}") == ["train", "test", "val"]
 
 
 @pytest.mark.parametrize(

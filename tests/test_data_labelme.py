@@ -136,6 +136,7 @@ def test_a_folder_without_splits_is_divided(tmp_path):
         _write(tmp_path, [], name=f"{k}")
     train, val = (catalog.open_split(f"labelme:{tmp_path}", split) for split in ("train", "val"))
     assert (len(train), len(val), val[0]["name"]) == (4, 1, "4")
+    assert catalog.splits(f"labelme:{tmp_path}") == ["train", "val"]
     assert train.classes.names == ("_background_", "cat", "dog")
     with pytest.raises(InputError, match="every fifth"):
         catalog.open_split(f"labelme:{tmp_path}", "test")
@@ -150,6 +151,9 @@ def test_a_folder_with_splits_of_its_own_is_not_divided(tmp_path):
     assert len(catalog.open_split(f"labelme:{tmp_path}", "train")) == 5
     with pytest.raises(InputError, match=r"no split 'val' in .*: found \['train'\]"):
         catalog.open_split(f"labelme:{tmp_path}", "val")
+    _write(tmp_path / "test/deep", [])
+    assert catalog.splits(f"labelme:{tmp_path}") == ["train", "test"]
+    assert len(catalog.open_split(f"labelme:{tmp_path}", "test")) == 1
 
 
 def test_classes_json_does_for_labels_txt(tmp_path):
@@ -183,6 +187,18 @@ def test_a_file_that_is_not_labelmes_is_named(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError, match=r"a\.json is not labelme's JSON"):
         catalog.open_split(f"labelme:{tmp_path}", "all")[0]
+
+
+@pytest.mark.parametrize("kind", ["polygon", "circle", "mask"])
+@pytest.mark.parametrize(
+    "points",
+    [[], [[1, 1], [3, None]], [[1, 1], [3]], [[1, 1], 3], [["a", 1]], [[float("nan"), 1]]]
+    + [[[10**400, 1]]],
+)
+def test_points_that_are_no_pairs_of_numbers_are_named(tmp_path, kind, points):
+    _write(tmp_path, [_shape(kind, points, mask="")])
+    facts = inspect(f"labelme:{tmp_path}", ["all"])
+    assert len(facts["errors"]) == 1 and "a.json is not labelme's JSON" in facts["errors"][0]
 
 
 def _embedded(folder: Path, image: bytes, **more) -> Path:

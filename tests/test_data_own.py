@@ -138,6 +138,7 @@ def test_masks_of_colours(tmp_path):
     (tmp_path / "classes.json").write_text(json.dumps(table))
     assert catalog.open_split(f"colours:{tmp_path}", "train")[0]["label"].tolist() == [[0, 255, 1]]
     assert catalog.splits(f"colours:{tmp_path}") == ["train"]
+    assert catalog.splits(f"colours:{tmp_path / 'classes.json'}") == []
     with pytest.raises(InputError, match="name the data set colours:FOLDER"):
         catalog.open_split(str(tmp_path), "train")[0]
     (tmp_path / "classes.json").write_text(json.dumps({**table, "ignore": []}))
@@ -158,10 +159,13 @@ def test_a_list_of_pairs(folder):
     np.testing.assert_array_equal(train[1]["image"], same)
     with pytest.raises(InputError, match=r"no split 'test'.*found \['train', 'val'\]"):
         catalog.open_split(f"list:{file}", "test")
+    file.write_text("\n".join([*lines[:-1], lines[-1].replace(",val", ",test")]))
+    assert catalog.splits(f"list:{file}") == ["train", "test"]
     file.write_text("\n".join(line.rpartition(",")[0] for line in lines))
     with pytest.raises(InputError, match="no images"):
         catalog.open_split(f"list:{file}", "val")
     assert len(catalog.open_split(f"list:{file}", "all")) == 4
+    assert catalog.splits(f"list:{file}") == ["train", "val"]
     file.write_text("picture,label\n")
     with pytest.raises(InputError, match=r"no lines with image and mask(?s:.*)photos/a\.jpg"):
         catalog.open_split(f"list:{file}", "train")

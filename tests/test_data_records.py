@@ -280,6 +280,32 @@ def test_a_damaged_record_is_an_input_error(packed, monkeypatch):
     monkeypatch.setattr(source, "_record", lambda _: {**record, "label": small})
     with pytest.raises(InputError, match=r"an image \[40, 48, 3\] and a label \[4, 5\]"):
         source[0]
+    assert source.size(0) == (4, 5)  # as it was read
+    again = records.Records("mein_set", "val", str(packed))
+    monkeypatch.setattr(again, "_record", lambda _: {**record, "label": b"not a picture"})
+    for read in (again.size, again.__getitem__):
+        with pytest.raises(InputError, match=r"cannot read tfds:mein_set/val\[0\]"):
+            read(0)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"masks": b"not a picture"}, {"masks": records.encode_png(np.zeros((3, 3), bool))}]
+)
+def test_damaged_objects_are_an_input_error(packed, monkeypatch, damage):
+    source = records.Records("mein_set", "val", str(packed))
+    record = {**source._record(0), "classes": np.zeros(1, np.int32), **damage}
+    monkeypatch.setattr(source, "instances", True)
+    monkeypatch.setattr(source, "_record", lambda _: record)
+    with pytest.raises(InputError, match=r"cannot read tfds:mein_set/val\[0\]"):
+        source[0]
+
+
+def test_the_size_of_a_record_is_read_once(packed, monkeypatch):
+    source = records.Records("mein_set", "val", str(packed))
+    source[0]
+    first = source.size(1)
+    monkeypatch.setattr(source, "_record", None)
+    assert source.size(1) == first and source.size(0) == (40, 48)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -14,6 +14,7 @@ from jaxseg.data.colours import Classes, voc_palette
 from jaxseg.errors import InputError
 from jaxseg.found import Found
 from jaxseg.inference import make_infer, settings
+from jaxseg.ops import panoptic_quality
 from jaxseg.saver import Given, Saver
 
 
@@ -30,6 +31,11 @@ def test_classes_have_the_ids_of_the_data_set_s_own_files(tmp_path):
     assert (coco[1], coco[80], len(coco)) == (1, 90, 81)
     assert (city[0], city[18], len(city)) == (7, 33, 19)
     assert catalog.file_ids("shapes") == {i: i for i in range(8)}
+
+
+def test_panoptic_maps_are_written_as_their_quality_counts_them():
+    """The two rooms do not import each other."""
+    assert (results.STEP, results.VOID) == (panoptic_quality.STEP, panoptic_quality.VOID)
 
 
 def test_results_are_coco_s():

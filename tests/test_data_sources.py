@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg.data import catalog, shapes
+from jaxseg.data import catalog, shapes, sources
 from jaxseg.data.pipeline import train_batches
 from jaxseg.data.sources import Files, Listing, Shapes, SkipBad, numbered_objects, objects, part
 from jaxseg.errors import InputError
@@ -167,6 +167,14 @@ def test_the_objects_of_shapes_are_those_of_the_scene():
     np.testing.assert_array_equal(painted, example["label"])
     assert not found["crowd"].any() and len(found["crowd"]) == len(found["classes"])
     assert Shapes.classes.things == tuple(range(1, 8))
+
+
+def test_a_second_thread_never_sees_half_an_example(monkeypatch):
+    """It may ask for one while the first thread still makes its objects."""
+    source, seen = Shapes("val", instances=True), []
+    monkeypatch.setattr(sources, "objects", lambda *_: seen.append(dict(source.kept)))
+    source[3]
+    assert seen == [{}] and "instances" in source.kept[3]
 
 
 def test_shapes_in_grey_are_the_same_scenes():

@@ -179,6 +179,10 @@ def test_cvats_export_is_read_with_its_classes_and_objects(cvat):
     assert train.classes.palette[1] == (250, 50, 83)
     assert train[0]["label"].tolist() == [[0, 1], [2, 1]]
     assert sorted(train[0]["instances"]["classes"].tolist()) == [1, 1, 2]
+    assert catalog.splits(f"cvat:{cvat}") == ["train", "val"]
+    _list(cvat / "ImageSets/Segmentation/Test.txt", ["my photo 0"])
+    assert catalog.splits(f"cvat:{cvat}") == ["Test", "default"]
+    assert len(catalog.open_split(f"cvat:{cvat}", "Test")) == 1
 
 
 def test_cvats_masks_of_one_channel_hold_places_in_the_label_map(cvat):

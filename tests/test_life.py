@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from jaxseg.life import STUCK, Life, Stopped
+from jaxseg.errors import RESTART
+from jaxseg.life import Life, Stopped
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
@@ -61,7 +62,7 @@ def test_silence_prints_all_stacks_and_leaves(capfd, monkeypatch):
     with Life(0.3, codes.append) as life:
         life.beat("the step that never ends")
         time.sleep(1)
-    assert codes == [STUCK]
+    assert codes == [RESTART]
     err = capfd.readouterr().err
     assert "no progress for" in err and "in the step that never ends" in err
     assert "test_silence_prints_all_stacks_and_leaves" in err and "the same command goes on" in err

@@ -5,6 +5,7 @@ Against stored values everywhere; live where torch and torchvision are there.
 
 import importlib.util
 import json
+import sys
 from functools import cache, partial
 from pathlib import Path
 
@@ -26,11 +27,8 @@ from jaxseg.weights import torchvision
 from jaxseg.weights.names import fit
 
 HERE = Path(__file__).parent
-spec = importlib.util.spec_from_file_location(
-    "parity_detection", HERE.parent / "scripts" / "parity_detection.py"
-)
-parity = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(parity)
+sys.path.insert(0, str(HERE.parent / "scripts"))
+parity = importlib.import_module("parity_detection")
 
 STORED = np.load(HERE / "references" / "detection.npz", allow_pickle=False)
 CASES = [pytest.param(a, marks=[] if a == "small" else pytest.mark.slow) for a in parity.ARCHS]
@@ -57,7 +55,7 @@ def build(arch, state):
 def ours(arch):
     """(network, variables, results): with the state that the names stand for."""
     shapes = json.loads(str(STORED[f"{arch} shapes"]))
-    state = parity.random_state(shapes)
+    state = parity.random_weights(shapes)
     model = build(arch, state)
     image = jnp.asarray((parity.images() - MEAN) / STD, jnp.float32)
     target = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
@@ -152,7 +150,7 @@ def test_a_detector_of_one_class_has_a_background_beside_it(tmp_path):
 def converted(tmp_path_factory):
     """The predictor of a converted run, with few boxes, for images of the parity's size."""
     arch, folder = "maskrcnn_resnet50_fpn", tmp_path_factory.mktemp("converted")
-    state = parity.random_state(json.loads(str(STORED[f"{arch} shapes"])))
+    state = parity.random_weights(json.loads(str(STORED[f"{arch} shapes"])))
     np.savez(folder / "weights.npz", **state)
     hub.load(f"torchvision/{arch}", folder / "weights.npz", folder / "run")
     few = {"eval.resize": "(120, 90)", "model.detections.score": "0.03"}

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxseg import plots
+from jaxseg.log import SHOWN
 
 
 def _train(step: int, loss: float = 1.0) -> dict:
@@ -40,7 +41,7 @@ def _picture(path: Path) -> np.ndarray:
 def test_curves_are_drawn(tmp_path, records):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(json.dumps(r) + "\n" for r in records))
-    plots.curves(metrics, tmp_path / "curves.png")
+    plots.curves(metrics, tmp_path / "curves.png", SHOWN)
     pixels = _picture(tmp_path / "curves.png")
     assert pixels.shape[1] > 2 * pixels.shape[0] and pixels.std() > 5
 
@@ -50,7 +51,7 @@ def test_lines_that_a_crash_cut_short_are_passed_over(tmp_path):
     for name, extra in (("whole", b""), ("cut", b'{"kind": "train", "st\n\xff\n\n')):
         lines = "".join(json.dumps(r) + "\n" for r in records).encode()
         (tmp_path / f"{name}.jsonl").write_bytes(extra + lines)
-        plots.curves(tmp_path / f"{name}.jsonl", tmp_path / f"{name}.png")
+        plots.curves(tmp_path / f"{name}.jsonl", tmp_path / f"{name}.png", SHOWN)
     whole, cut = (_picture(tmp_path / f"{name}.png") for name in ("whole", "cut"))
     np.testing.assert_array_equal(whole, cut)
 
@@ -60,7 +61,7 @@ def test_curves_show_the_loss(tmp_path):
     for name, slope in (("rising", 1.0), ("falling", -1.0)):
         records = [_train(step, loss=5 + slope * step) for step in range(1, 5)]
         (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in records))
-        plots.curves(tmp_path / name, tmp_path / f"{name}.png")
+        plots.curves(tmp_path / name, tmp_path / f"{name}.png", SHOWN)
         pictures.append(_picture(tmp_path / f"{name}.png"))
     assert (pictures[0] != pictures[1]).any()
 

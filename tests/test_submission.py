@@ -1,7 +1,9 @@
 """Labels for a benchmark's server: the same labels, in its ids."""
 
+import argparse
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -48,6 +50,19 @@ def test_predictions_are_written_in_the_ids_of_the_benchmark(tmp_path):
         np.testing.assert_array_equal(ids, catalog.to_submission_ids(label, "cityscapes"))
     with pytest.raises(InputError, match="needs --save_predictions"):
         main.run(["eval", "--workdir", run, "--submission"])
+
+
+@pytest.mark.parametrize(("process", "written"), [(0, 1), (1, 0)])
+def test_of_several_processes_the_first_writes_for_the_server(
+    tiny_run, tmp_path, monkeypatch, process, written
+):
+    folders = []
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr(catalog, "benchmark", lambda _: None)
+    monkeypatch.setattr(catalog, "write_submission", lambda *words: folders.append(words))
+    args = argparse.Namespace(submission=True, workdir=tiny_run)
+    assert main.submitting(args, tmp_path, lambda: 0) == 0
+    assert folders == [(tmp_path, "shapes")] * written
 
 
 def test_a_data_set_without_a_server_is_named_before_anything_is_labelled(tiny_run, tmp_path):

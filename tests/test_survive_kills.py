@@ -12,7 +12,8 @@ import pytest
 from processes import readers
 from survivor import Family, free_port
 
-from jaxseg.life import STOPPED, STUCK
+from jaxseg.errors import RESTART
+from jaxseg.life import STOPPED
 
 REHEARSAL = {"JAXSEG_TESTING": "1"}
 
@@ -75,7 +76,7 @@ def test_a_stuck_step_prints_its_stacks_and_exits_restartably(family, tmp_path):
     child = family.start(tmp_path, env=env, train__watchdog=3)
     family.until(child, "step 2/")
     begin = time.monotonic()
-    assert family.wait(child) == STUCK
+    assert family.wait(child) == RESTART
     assert time.monotonic() - begin < 3 + 3
     assert "no progress for" in child.text() and "in strike" in child.text()
     again = family.start(tmp_path, train__watchdog=3)
@@ -136,7 +137,7 @@ def test_a_dead_peer_ends_the_other_and_both_resume(family, tmp_path):
         time.sleep(1)
         children[index].kill(signal.SIGKILL)
         begin = time.monotonic()
-        assert family.wait(children[1 - index]) == STUCK
+        assert family.wait(children[1 - index]) == RESTART
         assert time.monotonic() - begin < 20
         said = rf"error: (process {index}|a peer) is gone: "  # by the line, or by a collective
         assert re.search(said, children[1 - index].text())
@@ -151,7 +152,7 @@ def test_a_dead_peer_ends_the_other_and_both_resume(family, tmp_path):
 def test_a_device_that_computes_wrongly_ends_both_at_the_next_save(family, tmp_path):
     env = REHEARSAL | {"JAXSEG_FAULT": "flip@8:p1"}
     children = pair(family, tmp_path, env=env, train__checkpoint_every=5)
-    assert [family.wait(child) for child in children] == [STUCK] * 2
+    assert [family.wait(child) for child in children] == [RESTART] * 2
     said = "error: the processes hold different states at step 10, fingerprints"
     assert any(said in child.text() for child in children)
     children = pair(family, tmp_path)
@@ -166,7 +167,7 @@ def test_a_stuck_peer_ends_both_restartably(family, tmp_path):
     children = pair(family, tmp_path, env=env, train__watchdog=20)
     family.until(children[0], "step 3/")
     begin = time.monotonic()
-    assert [family.wait(child) for child in children] == [STUCK] * 2
+    assert [family.wait(child) for child in children] == [RESTART] * 2
     assert time.monotonic() - begin < 20 + 5
 
 
@@ -187,7 +188,7 @@ def test_a_data_worker_that_dies_or_stops_is_named(family, tmp_path, number):
     assert workers
     for pid in workers:
         os.kill(pid, getattr(signal, number))
-    assert family.wait(child, 60) == STUCK
+    assert family.wait(child, 60) == RESTART
     named = "no progress for" if number == "SIGSTOP" else "a process that reads data died"
     assert named in child.text()
 

@@ -15,8 +15,8 @@ from PIL import Image
 from test_verbs_predict import _read, _save
 
 import jaxseg
-from jaxseg.errors import InputError
-from jaxseg.life import STUCK, Life
+from jaxseg.errors import RESTART, InputError
+from jaxseg.life import Life
 from jaxseg.main import run
 from jaxseg.ops import crf
 from jaxseg.train import train
@@ -175,7 +175,7 @@ def test_an_evaluation_that_is_stuck_ends_restartably(
     monkeypatch.setenv("JAXSEG_TESTING", "1")
     monkeypatch.setenv("JAXSEG_FAULT", "hang@eval")
     assert run(["eval", "--workdir", str(tmp_path / "run")]) == 0  # it goes on, having ended
-    assert codes == [STUCK]
+    assert codes == [RESTART]
     err = capfd.readouterr().err
     assert "in an evaluation: this process or a peer is stuck" in err and "in strike" in err
 

@@ -1,9 +1,11 @@
 """Foreign names and layouts: rules, kernels, rolled inputs, and what does not fit."""
 
+import re
+
 import numpy as np
 
 from jaxseg.weights import imagenet
-from jaxseg.weights.names import Rolled, Transposed, fit, layout
+from jaxseg.weights.names import Rolled, Transposed, fit, layout, resnet
 
 
 def test_kernels_are_transposed_and_vectors_are_not():
@@ -43,6 +45,14 @@ def test_the_first_rule_that_matches_the_whole_name_wins():
     assert report.missing == ["params/x/norm/bias"]
     assert report.unused == ["b.a.0.weight"] and not report.misfits
     assert all(value.dtype == np.float32 for value in arrays.values())
+
+
+def test_a_deep_stem_has_three_convolutions():
+    matches = [(re.fullmatch(p, f"stem.{i}"), f) for i in range(12) for p, f in resnet()]
+    found = {int(match[1]): target(match) for match, target in matches if match}
+    layers = ((i, name) for i in (1, 2, 3) for name in ("conv", "norm"))
+    expected = [f"backbone/stem{i}/{name}" for i, name in layers]
+    assert found == dict(zip((0, 1, 3, 4, 6, 7), expected, strict=True))
 
 
 def test_a_rolled_kernel_has_its_input_channels_in_our_order():

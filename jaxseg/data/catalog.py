@@ -47,7 +47,7 @@ class Layout(NamedTuple):
 
     listing: Callable[[Path, str, Table], Listing]
     table: str | Callable[[Path], Table]  # labels/TABLE.csv, or a function of the folder
-    splits: tuple[str, ...] = ("train", "val")
+    splits: tuple[str, ...] | Callable[[Path], list[str]] = ("train", "val")
 
 
 def _json_table(root: Path) -> Table:
@@ -76,19 +76,14 @@ LAYOUTS = {
     "voc2012": Layout(voc.voc2012, "voc2012"),
 }
 OWN = {
-    "coco_json": Layout(coco.coco_json, coco.json_table),
-    "colours": Layout(own.colours, _json_table),
-    "cvat": Layout(voc.cvat, voc.cvat_table),
-    "labelme": Layout(labelme.labelme, labelme.labelme_table),
-    "list": Layout(own.listed, _json_table),
+    "coco_json": Layout(coco.coco_json, coco.json_table, coco.json_splits),
+    "colours": Layout(own.colours, _json_table, own.splits),
+    "cvat": Layout(voc.cvat, voc.cvat_table, voc.cvat_splits),
+    "labelme": Layout(labelme.labelme, labelme.labelme_table, labelme.labelme_splits),
+    "list": Layout(own.listed, _json_table, own.listed_splits),
 }
-FOLDER = Layout(own.folder, _json_table)
+FOLDER = Layout(own.folder, _json_table, own.splits)
 TFDS = "tfds:"
-
-
-def known() -> list[str]:
-    """The data sets whose classes are known without their files."""
-    return ["shapes", *sorted(LAYOUTS)]
 
 
 def resolve(dataset: str, root: str = "") -> tuple[Layout, Path]:
@@ -152,14 +147,15 @@ def _unpacked(archive: Path) -> Path:
 
 
 def splits(dataset: str, root: str = "") -> list[str]:
-    """The splits that a data set has."""
+    """The splits of a data set, train first: of one's own all that it has, of LAYOUTS those that
+    share no image (`open_split` also knows voc2012's trainval and trainaug)."""
     if dataset == "shapes":
         return list(Shapes.SPLITS)
     if dataset.startswith(TFDS):
         return records.splits(dataset.removeprefix(TFDS), root)
     layout, place = resolve(dataset, root)
-    plain = layout.listing in (own.folder, own.colours)
-    return own.splits(place) if plain else list(layout.splits)
+    found = layout.splits(place) if callable(layout.splits) else layout.splits
+    return sorted(found, key=lambda split: split != "train")
 
 
 def open_split(

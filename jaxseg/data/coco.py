@@ -5,6 +5,7 @@ Thing and Stuff Classes in Context", CVPR 2018; Kirillov et al., "Panoptic Segme
 """
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -196,6 +197,18 @@ def _own_json(root: Path, split: str) -> tuple[Path, Path]:
     if (root / "annotations.json").is_file():
         return root / "annotations.json", below(root, "images")
     return _parts(root, split, "annotations/instances_{}.json", coco_json.__doc__)
+
+
+def json_splits(root: Path) -> list[str]:
+    """The splits whose JSON file is there, without a year; of annotations.json train and val."""
+    found = {path.parent.name for path in root.glob("*/_annotations.coco.json")}
+    if (root / "annotations.json").is_file():
+        found |= {"train", "val"}
+    else:
+        named = re.compile(rf"instances_(.+?)({'|'.join(YEARS)})\.json")
+        files = [named.fullmatch(path.name) for path in root.glob("annotations/*.json")]
+        found |= {match[1] for match in files if match}
+    return sorted(found) or ["train", "val"]
 
 
 def json_table(root: Path) -> Table:

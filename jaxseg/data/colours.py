@@ -10,6 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 IGNORE = 255  # the label of pixels that count in no loss and no metric
 IGNORE_COLOUR = (224, 224, 192)  # Pascal VOC draws its void so
+GAP = 4  # pixels between panels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +94,23 @@ def strip(
     wrong = (truth != prediction) & (truth != IGNORE)
     error = np.where(wrong[..., None], np.uint8((230, 40, 40)), rgb(image) // 3)
     panels = [rgb(image), colourise(truth, classes), colourise(prediction, classes), error]
-    gap = np.full((image.shape[0], 4, 3), 255, np.uint8)
+    ids = sorted(set(np.unique(truth)) | set(np.unique(prediction)))
+    return side_by_side(list(map(enlarged, panels)), ids, classes)
+
+
+def enlarged(picture: np.ndarray) -> np.ndarray:
+    """A picture [H,W,...] or map, as many times as large as makes a small one easy to see."""
+    zoom = max(1, round(200 / picture.shape[0]))
+    return picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def side_by_side(panels: Sequence[np.ndarray], ids: Sequence[int], classes: Classes) -> Image.Image:
+    """Panels uint8 [H,W,3] in a row, with a legend of the classes `ids`, if any, below."""
+    gap = np.full((panels[0].shape[0], GAP, 3), 255, np.uint8)
     row = np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
-    zoom = max(1, round(200 / image.shape[0]))  # small scenes are drawn larger
-    row = row.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    key = legend(classes, sorted(set(np.unique(truth)) | set(np.unique(prediction))), row.shape[1])
-    return Image.fromarray(np.concatenate([row, np.asarray(key)]))
+    if not ids:
+        return Image.fromarray(row)
+    return Image.fromarray(np.concatenate([row, legend(classes, ids, row.shape[1])]))
 
 
 def legend(classes: Classes, ids: Sequence[int], width: int) -> Image.Image:

@@ -26,7 +26,7 @@ class Shapes(NamedTuple):
 
     size: tuple[int, int]  # height, width
     image: str  # as seen from the file
-    shapes: list[dict]
+    shapes: list[dict]  # with `points` as pairs of finite floats, at least one
 
 
 def labelme(root: Path, split: str, table: Table) -> Listing:
@@ -39,9 +39,9 @@ def labelme(root: Path, split: str, table: Table) -> Listing:
     if folder.is_dir():
         files = sorted(folder.rglob("*.json"))
     else:
-        own = [name for name in ("train", "val") if (root / name).is_dir()]
-        if own:
-            raise InputError(f"no split {split!r} in {root}: found {own}.\n{labelme.__doc__}")
+        if any((root / name).is_dir() for name in ("train", "val")):
+            found = labelme_splits(root)
+            raise InputError(f"no split {split!r} in {root}: found {found}.\n{labelme.__doc__}")
         files = sorted(p for p in root.rglob("*.json") if p.name != "classes.json")
         files = part(files, split)
     if not files:
@@ -49,6 +49,12 @@ def labelme(root: Path, split: str, table: Table) -> Listing:
     images = [_image_of(file) for file in files]
     ids = {name: i for i, name in enumerate(table.classes.names)}
     return Listing(images, files, partial(_drawn, ids=ids), partial(_objects, ids=ids))
+
+
+def labelme_splits(root: Path) -> list[str]:
+    """Its folders that hold JSON files, where train or val is one; else train and val."""
+    found = sorted({path.relative_to(root).parts[0] for path in root.glob("*/**/*.json")})
+    return found if {"train", "val"} & set(found) else ["train", "val"]
 
 
 def _image_of(file: Path) -> Path | Embedded:
@@ -80,11 +86,14 @@ def read_shapes(file: Path) -> Shapes:
         size = (int(content["imageHeight"]), int(content["imageWidth"]))
         image = content["imagePath"].replace("\\", "/")
         for shape in content["shapes"]:
-            shape["label"], shape["points"][0][1]
+            shape["points"] = [(float(x), float(y)) for x, y in shape["points"]]
+            shape["label"], shape["points"][0]
+            if not np.isfinite(shape["points"]).all():
+                raise ValueError(f"a point of {shape['label']} is no number")
         return Shapes(size, image, content["shapes"])
     except OSError as error:
         raise InputError(f"cannot read {shown(file)}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise InputError(f"{shown(file)} is not labelme's JSON: {error!r}") from error
 
 
@@ -123,8 +132,7 @@ def _objects(file: Path, ids: dict[str, int]) -> dict:
 
 def draw(file: Path, shape: dict, size: tuple[int, int]) -> np.ndarray:
     """bool [H,W] of a shape. Raises InputError for a kind that labelme did not have."""
-    kind = shape.get("shape_type") or "polygon"
-    points = [tuple(map(float, point)) for point in shape["points"]]
+    kind, points = shape.get("shape_type") or "polygon", list(map(tuple, shape["points"]))
     if kind == "mask":
         return _pasted(file, shape, size)
     picture = Image.new("1", size[::-1])
@@ -154,12 +162,12 @@ def _pasted(file: Path, shape: dict, size: tuple[int, int]) -> np.ndarray:
     """A mask's own little picture, at the place of its first point."""
     try:
         inside = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"])))) > 0
+        x, y = (int(value) for value in shape["points"][0])
+        mask = np.zeros(size, bool)
+        room = mask[y : y + inside.shape[0], x : x + inside.shape[1]]
+        room[:] = inside[: room.shape[0], : room.shape[1]]
     except Exception as error:  # Pillow raises many kinds for broken pictures
         raise InputError(f"{shown(file)} has a mask that cannot be read: {error}") from error
-    x, y = (int(value) for value in shape["points"][0])
-    mask = np.zeros(size, bool)
-    room = mask[y : y + inside.shape[0], x : x + inside.shape[1]]
-    room[:] = inside[: room.shape[0], : room.shape[1]]
     return mask
 
 

@@ -76,7 +76,7 @@ TREE = folder.__doc__
 
 def splits(root: Path) -> list[str]:
     """The splits of a plain folder: those of its folders that have images/."""
-    return sorted(p.name for p in root.iterdir() if (p / "images").is_dir())
+    return sorted(path.parent.name for path in root.glob("*/images") if path.is_dir())
 
 
 def read_alpha(path: Path) -> np.ndarray:
@@ -126,6 +126,26 @@ def listed(root: Path, split: str, table: Table) -> Listing:
     photos/b.jpg,masks/b.png,val
     with paths as seen from the file's own folder, which also holds classes.json. Without the
     column `split`, every fifth line is val and the others are train."""
+    rows = _rows(root)
+    if "split" in rows[0]:
+        rows = [row for row in rows if row["split"] == split]
+        if not rows:
+            raise InputError(f"no split {split!r} in {root}: found {listed_splits(root)}")
+    else:
+        rows = part(rows, split)
+    images, labels = ([root.parent / row[key] for row in rows] for key in ("image", "mask"))
+    return Listing(images, labels, partial(read_label, ids=table.ids))
+
+
+def listed_splits(root: Path) -> list[str]:
+    """The splits of a list: those of its column `split`, else train and val."""
+    rows = _rows(root)
+    named = sorted({row["split"] for row in rows if row.get("split")})
+    return named if "split" in rows[0] else ["train", "val"]
+
+
+def _rows(root: Path) -> list[dict[str, str]]:
+    """The lines of a list. Raises InputError where it is none."""
     if not root.is_file():
         raise InputError(f"{root} is no file.\n{listed.__doc__}")
     try:
@@ -143,12 +163,4 @@ def listed(root: Path, split: str, table: Table) -> Listing:
                 f"line {number} of {root} has another number of values than the first line, "
                 f"{len(rows[0]) - (None in rows[0])}: each has one of every column"
             )
-    if "split" in rows[0]:
-        names = sorted({row["split"] for row in rows})
-        rows = [row for row in rows if row["split"] == split]
-        if not rows:
-            raise InputError(f"no split {split!r} in {root}: found {names}")
-    else:
-        rows = part(rows, split)
-    images, labels = ([root.parent / row[key] for row in rows] for key in ("image", "mask"))
-    return Listing(images, labels, partial(read_label, ids=table.ids))
+    return rows

@@ -4,9 +4,10 @@ Those that the verb `pack` writes, and others whose examples have an image and a
 out as bytes and are decoded here: what tfds decodes depends on whether OpenCV is installed.
 """
 
+import contextlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ class Records:
         self.name, self.split, self.ids = name, split, table.ids
         self.classes, self.channels, self.instances = table.classes, channels, instances
         self.image, self.label = find_features(builder)
+        self.sizes: dict[int, tuple[int, int]] = {}  # of the records that were read
         deep = features[self.image].np_dtype != np.uint8
         self.dtype = np.dtype(np.float32 if deep else np.uint8)
         self.soft = "alpha" in features
@@ -146,13 +148,12 @@ class Records:
 
     def __getitem__(self, index: int) -> dict:
         record, where = self._record(index), self._where(index)
-        try:
+        with _reading(where):
             image = record[self.image]
             if isinstance(image, bytes):
                 image = decode_image(image, self.channels, where)
             values = np.asarray(Image.open(io.BytesIO(record[self.label])))
-        except Exception as error:  # Pillow raises many kinds
-            raise InputError(f"cannot read {where}: {error}. Prepare the data anew") from error
+        self.sizes[index] = values.shape[:2]
         if image.dtype != self.dtype and self.dtype == np.uint8:
             raise InputError(f"{where} has more than 8 bits, and its feature 8: prepare it anew")
         if image.dtype == np.uint16:
@@ -169,23 +170,35 @@ class Records:
         if self.soft:
             example["alpha"] = record["alpha"]
         if self.instances:
-            example["instances"] = decode_objects(record, label.shape)
+            with _reading(where):
+                example["instances"] = decode_objects(record, label.shape)
         return example
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width), from the header of the label."""
-        picture = Image.open(io.BytesIO(self._record(index)[self.label]))
-        return picture.height, picture.width
+        """(height, width), from the header of the label; kept, for it takes the whole record."""
+        if index not in self.sizes:
+            with _reading(self._where(index)):
+                picture = Image.open(io.BytesIO(self._record(index)[self.label]))
+            self.sizes[index] = picture.height, picture.width
+        return self.sizes[index]
 
     def _record(self, index: int) -> Mapping[str, Any]:
-        try:
+        with _reading(self._where(index)):
             return self.data_source[index]
-        except Exception as error:
-            where = self._where(index)
-            raise InputError(f"cannot read {where}: {error}. Prepare the data anew") from error
 
     def _where(self, index: int) -> Path:
         return Path(f"tfds:{self.name}/{self.split}[{index}]")
+
+
+@contextlib.contextmanager
+def _reading(where: Path) -> Iterator[None]:
+    """What goes wrong inside is an InputError: Pillow and tfds raise many kinds."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"cannot read {where}: {error}. Prepare the data anew") from error
 
 
 def encode_png(array: np.ndarray) -> bytes:

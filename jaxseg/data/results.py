@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from jaxseg.data import rle
 from jaxseg.data.colours import IGNORE, Classes
@@ -107,28 +106,21 @@ def panoptic_json(entries: Sequence[dict], classes: Classes, ids: Mapping[int, i
     return {"images": images, "annotations": list(entries), "categories": categories}
 
 
-def save_panoptic(path: Path, panoptic: np.ndarray, note: str = "") -> None:
+def save_panoptic(path: Path, panoptic: np.ndarray) -> None:
     """Writes a map int [H,W] as COCO does, R + 256 G + 65536 B = segment, 0 = void.
 
-    The number of a segment is that of the map + 1000, so that none is 0. note: see `save_label`.
+    The number of a segment is that of the map + 1000, so that none is 0.
     """
     segments = np.where(panoptic == VOID, 0, panoptic + STEP)
     colours = np.stack([segments >> shift & 255 for shift in (0, 8, 16)], axis=-1)
-    _save(path, colours.astype(np.uint8), note)
+    Image.fromarray(colours.astype(np.uint8)).save(path, format="PNG")
 
 
-def save_numbers(path: Path, numbers: np.ndarray, note: str = "") -> None:
+def save_numbers(path: Path, numbers: np.ndarray) -> None:
     """Writes the numbers of objects int [H,W], 0 = none, as a grey PNG of 16 bits."""
     if numbers.max(initial=0) >= 2**16:
         raise InputError(f"{numbers.max()} objects in one image: a PNG can number {2**16 - 1}")
-    _save(path, numbers.astype(np.uint16), note)
-
-
-def _save(path: Path, values: np.ndarray, note: str) -> None:
-    info = PngInfo()
-    if note:
-        info.add_text("jaxseg", note)
-    Image.fromarray(values).save(path, format="PNG", pnginfo=info)
+    Image.fromarray(numbers.astype(np.uint16)).save(path, format="PNG")
 
 
 def save_json(path: Path, content: Any) -> None:
@@ -148,7 +140,7 @@ def save_cityscapes(
     ):
         inside = f"masks/{name}_{i}.png"
         with replacing(folder / inside) as file:
-            _save(file, mask.astype(np.uint8) * 255, "")
+            Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG")
         lines.append(f"{inside} {ids[int(c)]} {float(score):.6f}\n")
     with replacing(folder / f"{name}.txt") as file:
         file.write_text("".join(lines))

@@ -1,19 +1,18 @@
 """Objects as pictures: one map of them for an image, and the overlay that shows it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from jaxseg.data import colours, pixels
-from jaxseg.data.colours import IGNORE, Classes, rgb
+from jaxseg.data import pixels
+from jaxseg.data.colours import IGNORE, Classes, enlarged, rgb, side_by_side
 from jaxseg.data.results import STEP, VOID
 
 SHADES = (1.0, 0.7, 1.25, 0.55, 0.85, 1.4)  # of a class's colour, object by object
 BORDER = (255, 255, 255)
 NAMED = 24  # pixels; smaller objects are drawn without their name
-GAP = 4  # pixels between panels
 
 
 class Scene(NamedTuple):
@@ -123,13 +122,7 @@ def _name(picture: Image.Image, scene: Scene, classes: Classes) -> None:
 
 def strip(image: np.ndarray, truth: Scene, found: Scene, classes: Classes) -> Image.Image:
     """image | truth | what was found, side by side, with a legend of the classes below."""
-    zoom = max(1, round(200 / image.shape[0]))  # small scenes are drawn larger
-    image = rgb(image).repeat(zoom, 0).repeat(zoom, 1)
-    scenes = [s._replace(numbers=s.numbers.repeat(zoom, 0).repeat(zoom, 1)) for s in (truth, found)]
+    image = enlarged(rgb(image))
+    scenes = [s._replace(numbers=enlarged(s.numbers)) for s in (truth, found)]
     panels = [image, *(overlay(image, scene, classes) for scene in scenes)]
-    gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
-    row = np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
-    ids: Sequence[int] = sorted({*truth.classes, *found.classes})
-    if not ids:
-        return Image.fromarray(row)
-    return Image.fromarray(np.concatenate([row, colours.legend(classes, ids, row.shape[1])]))
+    return side_by_side(panels, sorted({*truth.classes, *found.classes}), classes)

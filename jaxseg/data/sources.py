@@ -4,8 +4,8 @@ An example is a dict: `image` [H,W,C] uint8 (float32 0..255, with fractions, fro
 image has more than 8 bits), `label` uint8 [H,W] with ids 0..K-1 or 255 = ignore, `name`; from a
 source opened with instances=True also `instances`, see `objects`; from one of soft masks `alpha`
 float32 [H,W], 0..1, how much of a pixel is class 1. A source has `classes`, `channels`,
-`dtype` (of its images), `len()`, `source[i]` and `size(i)` (height, width, cheaply); some also have
-`image_name(i)`, the name without the rest.
+`dtype` (of its images), `len()`, `source[i]` and `size(i)` (height, width, from a header; Records
+reads the record for it, once); some also have `image_name(i)`, the name without the rest.
 
 What data sets differ in is a Listing: which image goes with which label, and how one is read.
 """
@@ -305,12 +305,12 @@ class Shapes:
             image, label = scene["image"], scene["label"]
             if self.channels == 1:
                 image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
-            self.kept[index] = {"image": image, "label": label, "name": self.image_name(index)}
+            example = {"image": image, "label": label, "name": self.image_name(index)}
             if self.instances:
                 alone = [False] * len(scene["classes"])
-                self.kept[index]["instances"] = objects(
-                    scene["masks"], scene["classes"], alone, label.shape
-                )
+                found = objects(scene["masks"], scene["classes"], alone, label.shape)
+                example["instances"] = found
+            self.kept[index] = example  # whole: other threads read it
         return self.kept[index]
 
     def size(self, index: int) -> tuple[int, int]:

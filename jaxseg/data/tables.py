@@ -54,10 +54,6 @@ def numbered(classes: Classes) -> Table:
     return Table(classes, {i: i for i in range(len(classes))})
 
 
-def known_tables() -> list[str]:
-    return sorted(p.stem for p in LABELS.glob("*.csv"))
-
-
 def read_csv(name: str) -> Table:
     """The table labels/NAME.csv: a row for each value of the files, several may share a class.
 

@@ -163,6 +163,12 @@ def cvat(root: Path, split: str, table: Table) -> Listing:
     return Listing(images, labels, label, partial(_cvat_objects, root=root, label=label))
 
 
+def cvat_splits(root: Path) -> list[str]:
+    """The image lists that are there; of default.txt alone train and val."""
+    found = sorted(path.stem for path in (root / "ImageSets/Segmentation").glob("*.txt"))
+    return found if set(found) - {"default"} else ["train", "val"]
+
+
 def _lines(path: Path) -> list[str]:
     """The names of an image list; they may hold spaces."""
     return [line.strip() for line in path.read_text().splitlines() if line.strip()]

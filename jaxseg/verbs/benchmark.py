@@ -16,9 +16,8 @@ from jaxseg import models, sharding
 from jaxseg.compiler import options
 from jaxseg.data.colours import IGNORE
 from jaxseg.errors import InputError, unknown
-from jaxseg.inference import cast
+from jaxseg.inference import prepared
 from jaxseg.macs import count_macs
-from jaxseg.ops.image import normalise
 from jaxseg.train import build, check_sizes, jit_step
 
 MODES = ("train", "infer")
@@ -168,10 +167,8 @@ def inference(
     variables, batch = init().variables(), sharding.put_batch({"image": host["image"]}, mesh)
 
     def label(variables: Any, batch: dict[str, jax.Array]) -> Any:
-        dtype = config.train.compute_dtype
-        x = normalise(batch["image"], config.data.mean, config.data.std).astype(dtype)
-        params = cast(variables["params"], dtype)
-        out = predict(model.apply({**variables, "params": params}, x, train=False), x)
+        variables, x = prepared(config, variables, batch["image"])
+        out = predict(model.apply(variables, x, train=False), x)
         return out["logits"] if logits else {k: v for k, v in out.items() if k != "logits"}
 
     program, work = compiled(jax.jit(sharding.traced_on(mesh, label)), variables, batch)

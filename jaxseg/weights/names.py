@@ -151,5 +151,5 @@ def resnet(prefix: str = "", ours: str = "backbone/") -> list[Rule]:
         (rf"{prefix}layer(\d)\.(\d+)\.downsample\.\d", shortcut),
         (rf"{prefix}conv1", f"{ours}stem/conv"),
         (rf"{prefix}bn1", f"{ours}stem/norm|{ours}stem3/norm"),
-        (rf"{prefix}(?:conv1|stem)\.([0134679])", stem),
+        (rf"{prefix}(?:conv1|stem)\.([013467])", stem),
     ]
