@@ -164,6 +164,10 @@ def load(argument: str) -> ConfigDict:
         near = sorted(str(p) for p in path.parent.glob("*.py"))
         valid = f" In that folder: {', '.join(near)}." if near else ""
         raise InputError(f"no config file {path}.{valid}")
+    if path.suffix != ".py":
+        raise InputError(
+            f"{path} is no experiment: needs a Python file, such as experiments/unet.py"
+        )
     try:
         spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)

@@ -1,10 +1,14 @@
-"""What a user can mend: one exception, one sentence that says what, got, need, do."""
+"""What a user can mend: one exception, one sentence that says what, got, need, do; and how a
+command ends."""
 
 import difflib
 import errno
 import os
 import re
+import sys
+import threading
 from collections.abc import Iterable
+from typing import Any, NoReturn
 
 
 class InputError(ValueError):
@@ -33,6 +37,8 @@ OUTSIDE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EIO, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ESTALE),
 )  # of an OSError that is about the machine, and no defect
+# What `pip install` of jaxseg brings.
+NEEDED = ("jax", "flax", "optax", "orbax", "grain", "ml_collections", "numpy", "PIL", "matplotlib")
 # How gloo, NCCL and jax's coordinator say that another process has left.
 LOST_PEER = re.compile(
     r"gloo|nccl|\bpeer\b|connection|heartbeat|coordination|^(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED)",
@@ -58,6 +64,11 @@ def translated(error: BaseException) -> BaseException:
     if isinstance(error, OSError) and error.errno in OUTSIDE:
         where = f"{error.filename}: " if error.filename else ""
         return InputError(f"{where}{error.strerror}. Mend that, or use another place")
+    if isinstance(error, ModuleNotFoundError) and error.name in NEEDED:
+        return InputError(
+            f"{error.name} is not installed for {sys.executable}. Where jaxseg's scripts installed "
+            "it: `. .venv/bin/activate`; else `pip install -e .` in jaxseg's folder"
+        )
     if type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError"):
         return error
     first = (str(error).splitlines() or [""])[0]
@@ -77,3 +88,22 @@ EXIT = {InputError: 2, RestartError: RESTART, FloatingPointError: 76, KeyboardIn
 def exit_code(error: BaseException) -> int:
     """The command line's exit code for what it ends with; 1 is a defect."""
     return next((code for kind, code in EXIT.items() if isinstance(error, kind)), 1)
+
+
+def interrupt(*_: Any) -> NoReturn:
+    """KeyboardInterrupt, and the end in any case: Python drops one that is raised in a callback."""
+    ends_within(3, EXIT[KeyboardInterrupt])
+    raise KeyboardInterrupt
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process, within ten seconds: a thread that hangs in a read keeps nobody."""
+    ends_within(10, code)
+    sys.exit(code)
+
+
+def ends_within(seconds: float, code: int) -> None:
+    """Ends the process by then, whatever it does."""
+    last = threading.Timer(seconds, os._exit, (code,))
+    last.daemon = True
+    last.start()

@@ -106,6 +106,39 @@ def check_images(config: ConfigDict, source: Any) -> None:
         check_windows(config, sizes, partial(image_name, source))
 
 
+def check_labels(source: Any, count: int = 32) -> None:
+    """Raises InputError where `count` masks hold white, which is ignored, and else class 0 alone.
+
+    It reads them, so that a set of bad files is told before anything is compiled.
+    """
+    some = np.unique(np.linspace(0, len(source) - 1, count).astype(int)) if len(source) else ()
+    ids = [np.unique(source[int(i)]["label"]).tolist() for i in some]
+    if ids and all(seen == [0, IGNORE] for seen in ids):
+        raise InputError(
+            f"{len(ids)} training masks hold only 0 and {IGNORE}, which is ignored: "
+            f'"values": [0, {IGNORE}] in classes.json makes {IGNORE} a class'
+        )
+    if ids and all(seen == [IGNORE] for seen in ids):
+        raise InputError(
+            f"{len(ids)} training masks hold only {IGNORE}, which is ignored: nothing to learn from"
+        )
+
+
+def padding(config: ConfigDict, source: Any) -> str:
+    """A sentence where most of a training crop is outside the image, "" elsewhere."""
+    crop, data = np.array(config.data.crop), config.data
+    sizes = [source.size(i) for i in range(min(32, len(source)))]
+    if data.resize != (0, 0) or not sizes:
+        return ""
+    inside = np.minimum(np.array(sizes) * data.scale[1], crop).prod(1).mean() / crop.prod()
+    if inside > 0.5:
+        return ""
+    return (
+        f"images are small, such as {sizes[0][0]}x{sizes[0][1]}: {1 - inside:.0%} or more of a "
+        f"crop of {crop[0]}x{crop[1]} is padding: set a smaller data.crop"
+    )
+
+
 def check_classes(classes: Classes, names: tuple[str, ...], whose: str) -> None:
     """Raises InputError where `names` are not those of the data set's classes, in their order."""
     if tuple(names) == classes.names:

@@ -84,7 +84,7 @@ class Life:
     def _note(self, number: int, _: Any) -> None:
         self.signal = signal.Signals(number).name
         if signal.SIGINT in self.before:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, self.before[signal.SIGINT])
 
     def _watch(self) -> None:
         while not self.ended.wait(min(1, self.seconds / 4)):

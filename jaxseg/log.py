@@ -108,7 +108,7 @@ class Log:
         self.write("eval", step, totals)
         keys = [key for key in SHOWN if totals.get(key) is not None]
         shown = "  ".join(f"{key} {totals[key]:.4f}" for key in keys)
-        self.say(f"step {step}/{self.steps}  validation  {shown}")
+        self.say(f"step {step}/{self.steps}  validation  {shown or 'no labelled pixel'}")
 
     def roll_back(self, step: int, to: int, reason: str) -> None:
         """Records that the run goes on from step `to`. The records between stay: they happened."""

@@ -5,15 +5,16 @@ mend ends in one message and exit code 2.
 """
 
 import argparse
+import difflib
 import os
+import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from jaxseg.errors import EXIT, InputError, exit_code, translated, unknown
+from jaxseg.errors import EXIT, InputError, exit_code, interrupt, leave, translated, unknown
 
 
 class Verb(NamedTuple):
@@ -65,8 +66,14 @@ VERBS = {
 
 
 class Parser(argparse.ArgumentParser):
+    """argparse, whose errors are InputErrors that name the nearest flag."""
+
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. See python -m jaxseg.main --help")
+        """Raises InputError."""
+        word = message.removeprefix("unrecognized arguments: ").split()[0].partition("=")[0]
+        near = difflib.get_close_matches(word, self._option_string_actions, n=1)
+        hint = f" Did you mean {near[0]}?" if near and word != message.split()[0] else ""
+        raise InputError(f"{message}.{hint} See {self.prog} --help")
 
 
 def parser(verb: str) -> Parser:
@@ -465,6 +472,8 @@ def main() -> None:
     signal, and saved. 75: stuck, or a peer or worker died: the same command goes on. 76: training
     diverges. 130: interrupted where there was nothing to save.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so under nohup
+        signal.signal(signal.SIGINT, interrupt)
     try:
         code = run(sys.argv[1:])
     except (*EXIT, Exception) as problem:
@@ -475,14 +484,6 @@ def main() -> None:
         print(text, file=sys.stderr)
         code = exit_code(error)
     leave(code)
-
-
-def leave(code: int) -> None:
-    """Ends the process, within ten seconds: a thread that hangs in a read keeps nobody."""
-    last = threading.Timer(10, os._exit, (code,))
-    last.daemon = True
-    last.start()
-    sys.exit(code)
 
 
 if __name__ == "__main__":

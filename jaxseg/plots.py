@@ -30,9 +30,10 @@ def curves(metrics: Path, picture: Path, keys: Sequence[str]) -> None:
     figure = _figure(11, 3.6)
     left, middle, right = figure.subplots(1, 3)
     steps = [r["step"] for r in train]
-    left.plot(steps, [r["loss"] for r in train], linewidth=1)
+    dots = {"linewidth": 1, "marker": "o" if len(train) < 10 else ""}
+    left.plot(steps, [r["loss"] for r in train], **dots)
     left.set(title="training loss", xlabel="step")
-    middle.plot(steps, [r["lr"] for r in train], linewidth=1, color="tab:green")
+    middle.plot(steps, [r["lr"] for r in train], color="tab:green", **dots)
     middle.set(title="learning rate", xlabel="step", ylim=(0, None))
     for key in keys:
         points = [(r["step"], r[key]) for r in evals if key in r]

@@ -24,7 +24,14 @@ from jaxseg.data import pipeline
 from jaxseg.data.feed import Feed
 from jaxseg.data.sources import First, SkipBad
 from jaxseg.errors import InputError
-from jaxseg.evaluate import check_images, evaluate, make_eval_step, open_source
+from jaxseg.evaluate import (
+    check_images,
+    check_labels,
+    evaluate,
+    make_eval_step,
+    open_source,
+    padding,
+)
 from jaxseg.guard import Guard
 from jaxseg.inference import cast
 from jaxseg.life import STOPPED, Life, Stopped
@@ -246,6 +253,7 @@ def open_sources(config: ConfigDict) -> tuple[Any, Any]:
     """The readers of the splits to train and to evaluate on."""
     source = open_source(config, config.data.train_split)
     source = SkipBad(source) if config.data.on_bad_example == "skip" else source
+    check_labels(source)
     validation = open_source(config, config.data.eval_split)
     check_images(config, validation)
     return source, validation
@@ -273,6 +281,8 @@ def say_what(config: ConfigDict, state: TrainState, source: Any, validation: Any
         f"{len(source)} training and {len(validation)} validation images, "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     )
+    if note := padding(config, source):
+        say(note)
 
 
 def open_batches(config: ConfigDict, source: Any, start: int = 0) -> Iterator[dict]:

@@ -120,7 +120,8 @@ def prepare(config: ConfigDict, workdir: Path, classes: Classes, count: int = 0)
             changed = changed if len(changed) <= SHOWN else [*changed[:SHOWN], more]
             raise InputError(
                 f"{workdir} holds a run of another config:\n  " + "\n  ".join(changed) + "\n"
-                "Use another --workdir, or the same values to resume it."
+                "Use the same values to resume it; or another --workdir, with "
+                f"--config.init.workdir={workdir} to start from its weights."
             )
         check_data(workdir, classes, count)
         warn_of_changes(workdir)

@@ -3,3 +3,4 @@
 # shellcheck source=scripts/venv.sh
 . "$(dirname "$0")/venv.sh"
 python -m jaxseg.main --config experiments/quickstart.py --workdir "${1:-runs/quickstart}"
+echo "More in README.md; for its commands: . .venv/bin/activate"

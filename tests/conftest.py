@@ -64,6 +64,7 @@ def _forget() -> Iterator[None]:
 def _stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command line that ends must not end the tests ten seconds later."""
     monkeypatch.setattr("jaxseg.main.leave", sys.exit)
+    monkeypatch.setattr("jaxseg.main.interrupt", signal.default_int_handler)
 
 
 FEW_SCENES = {"train": (0, 16), "val": (1, 8), "test": (2, 8)}  # seed, number of scenes

@@ -1,12 +1,20 @@
 """What ends in a message, and what in a traceback."""
 
 import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import pytest
 
 from jaxseg import main
 from jaxseg.errors import RestartError, of_the_machine, translated
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
@@ -71,3 +79,29 @@ def test_a_device_without_enough_memory_says_so():
     with pytest.raises(Exception, match="RESOURCE_EXHAUSTED") as caught:
         jax.block_until_ready(jax.numpy.zeros((2**50,), jax.numpy.uint8))
     assert "out of memory" in str(translated(caught.value))
+
+
+def test_an_installation_without_jax_says_what_to_activate():
+    missing = ModuleNotFoundError("No module named 'jax'", name="jax")
+    assert "jax is not installed for" in str(translated(missing))
+    assert "activate" in str(translated(missing))
+    other = ModuleNotFoundError("No module named 'mine'", name="mine")
+    assert translated(other) is other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.7, 1.4, 2.1, 2.8, 3.5, 4.2])
+def test_an_interrupt_before_there_is_anything_to_save_ends_the_command(tmp_path, seconds):
+    words = ["--config", ROOT / "experiments" / "quickstart.py", "--workdir", tmp_path / "run"]
+    command, env = [sys.executable, "-m", "jaxseg.main", *words], {**os.environ, "XLA_FLAGS": ""}
+    with open(tmp_path / "said.txt", "w") as said:
+        child = subprocess.Popen(command, cwd=ROOT, env=env, stdout=said, stderr=said)
+    try:
+        time.sleep(seconds)
+        child.send_signal(signal.SIGINT)
+        code = child.wait(60)
+    finally:
+        child.kill()
+    text = (tmp_path / "said.txt").read_text()
+    assert code in (130, 42), text
+    assert "Traceback" not in text or "Exception ignored" in text

@@ -107,7 +107,7 @@ def _predict(*words: str) -> list[str]:
         (_train("tiny.py", "extra"), ["unrecognized arguments: extra", "--help"]),
         (_train("tiny.py", "--work", "x"), ["unrecognized arguments: --work x"]),
         (["train", "extra", *_train("tiny.py")[1:]], ["unrecognized arguments: extra"]),
-        (_train("tiny.py", "--json"), ["unrecognized arguments: --json"]),
+        (_train("tiny.py", "--dryrun"), ["--dryrun. Did you mean --dry_run?", "main train --help"]),
         (["predict", "--workdir", "run"], ["--input, --output", "required"]),
         (
             ["eval", "--workdir", "run", "--config.train.steps=3"],

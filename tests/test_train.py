@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_config
+from PIL import Image
 
 from jaxseg import checkpoint, faults, models, sharding
 from jaxseg import config as configs
 from jaxseg import train as trainer
 from jaxseg.data import sources
 from jaxseg.errors import InputError
+from jaxseg.evaluate import open_source, padding
 from jaxseg.train import STOPPED, build, compile_step, load_variables, train, warm_start
 from jaxseg.verbs.predict import Predictor
 
@@ -417,3 +420,28 @@ def test_the_batch_must_divide_over_the_devices(tmp_path):
         train(small_config(train__batch=12), tmp_path)
     with pytest.raises(InputError, match="data.crop has 36 rows"):
         train(small_config(mesh__data=1, mesh__space=8, data__crop=(36, 32)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"), [((0, 255), '"values"'), ((255,), "nothing to learn")]
+)
+def test_masks_of_white_are_told_before_anything_is_compiled(write_folder, tmp_path, values, words):
+    data = write_folder(tmp_path / "data", names=("ground", "plant"))
+    for path in (data / "train" / "masks").iterdir():
+        label = np.full((40, 48), values[-1], np.uint8)
+        label[:20] = values[0]
+        Image.fromarray(label).save(path)
+    config = tiny_config().unlock()
+    config.data.dataset, config.model.num_classes = str(data), 2
+    with pytest.raises(InputError, match=words):
+        train(config.lock(), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_crops_that_are_mostly_padding_are_said():
+    config, source = tiny_config().unlock(), open_source(tiny_config(), "val")
+    assert padding(config, source) == ""  # scenes are larger than the crop
+    config.data.crop = (400, 400)
+    side = source.size(0)
+    said = f"images are small, such as {side[0]}x{side[1]}: "
+    assert padding(config, source).startswith(said) and "data.crop" in padding(config, source)

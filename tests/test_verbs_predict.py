@@ -172,6 +172,13 @@ def test_an_image_whose_labels_would_be_another_output_is_refused(tiny_run, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_labels_do_not_land_among_the_images(tiny_run, tmp_path):
+    path = _save(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match="is the images' own folder: labels would become images"):
+        predict(tiny_run, [path], tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("name", ["a.png", "a_overlay.png"])
 def test_inputs_are_never_overwritten(tiny_run, tmp_path, name):
     path = _save(tmp_path / name)

@@ -375,6 +375,12 @@ def _strange(values: np.ndarray, keys: np.ndarray, path: Path, colours: bool) ->
     hint = ""
     if found.min() > 255 and (not (found % 256).any() or not (found % 257).any()):
         hint = " All are multiples of 256 or 257: a mask scaled to 16 bits. Save it with 8."
+    step = int(np.gcd.reduce(found))
+    if not hint and step > 1 and found.max() <= 255:
+        hint = (
+            f' All are multiples of {step}: "values": [0, {step}, {2 * step}, ...] in classes.json '
+            "says so."
+        )
     return InputError(
         f"mask {shown(path)} holds ids {some}{more}: needs {_ranges(keys)}, where {IGNORE} is "
         f"ignore.{hint} Correct the mask, or the table of classes."

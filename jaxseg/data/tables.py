@@ -82,8 +82,8 @@ def read_json(path: Path, missing: str) -> Table:
     """
     try:
         table = json.loads(path.read_text())
-        if not isinstance(table["names"], list):
-            raise TypeError("names is no list")
+        if not isinstance(table, dict) or not isinstance(table["names"], list):
+            raise TypeError("there is no list of names")
         names = tuple(str(name) for name in table["names"])
         palette = tuple(tuple(map(int, c)) for c in table.get("palette") or voc_palette(len(names)))
         values = tuple(map(int, table.get("values") or range(len(names))))
@@ -93,8 +93,10 @@ def read_json(path: Path, missing: str) -> Table:
         ignored = {int(value): IGNORE for value in ignore if not isinstance(value, list)}
     except FileNotFoundError:
         raise InputError(f"no {path}.\n{missing}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} must hold {CLASSES_JSON}\nbut: {error!r}") from error
+    except KeyError as error:
+        raise InputError(f"{path} must hold {CLASSES_JSON}\nbut has no {error}") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} must hold {CLASSES_JSON}\nbut: {error}") from error
     check_names(path, names, palette)
     if len(values) != len(names) or len(set(values)) != len(values) or set(values) & set(ignored):
         raise InputError(

@@ -104,7 +104,8 @@ class Predictor:
         ):
             raise InputError(
                 f"an image of {image.dtype} {list(image.shape)}: "
-                f"needs uint8 [H,W,{channels}], values 0..255, or uint16 or float32 0..255"
+                f"needs uint8 [H,W,{channels}], values 0..255, uint16 0..65535 or float32 0..255, "
+                "such as np.asarray(PIL.Image.open(FILE).convert('RGB'))"
             )
         if image.dtype == np.uint16:
             image = image.astype(np.float32) / 257  # as files are read
@@ -442,3 +443,5 @@ def check_outputs(paths: dict[str, Path], output: Path, formats: Formats, legend
             if written.resolve() in inputs:
                 raise InputError(f"{written} is an input and would be overwritten: change --output")
             owners[written] = path
+    if output.resolve() in {path.parent for path in inputs}:
+        raise InputError(f"--output {output} is the images' own folder: labels would become images")
