@@ -6,14 +6,16 @@
     python scripts/bench_gpu.py --toy              # minutes on a CPU: shows that it runs
 
 MFU is the share of the measured peak of a large matrix product; training counts three forward
-passes. Where torch has CUDA, the network of the same architecture runs in turns with ours,
-compiled, in channels_last under autocast. A row that fails, for want of memory, says so and the
+passes. Where PyTorch, torchvision, segmentation_models_pytorch and timm are installed, and torch
+has CUDA, the network of the same architecture runs in turns with ours, compiled, in channels_last
+under autocast; elsewhere ours runs alone. A row that fails, for want of memory, says so and the
 next one follows. At the end the exact dense CRF of 500x375, 21 classes. Sides of 768 stand for 769,
 of which segmentation_models.pytorch's encoders and our networks without aligned corners are no
 multiple.
 """
 
 import argparse
+import importlib.util
 import os
 import time
 from collections.abc import Sequence
@@ -22,7 +24,6 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs m
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from bench_crf import make_input  # noqa: E402
 from bench_peers import (  # noqa: E402
     alternate,
@@ -32,7 +33,7 @@ from bench_peers import (  # noqa: E402
     ours,
     theirs,
 )
-from torch_networks import PAIRS  # noqa: E402
+from pairs import PAIRS  # noqa: E402
 
 from jaxseg.ops.crf import PARAMETERS, mean_field  # noqa: E402
 from jaxseg.verbs import benchmark  # noqa: E402
@@ -43,17 +44,28 @@ NETWORKS = (
 )
 
 
+PEERS = ("torch", "torchvision", "segmentation_models_pytorch", "timm")
+
+
+def there() -> bool:
+    """Whether the peers can be built."""
+    return all(importlib.util.find_spec(name) for name in PEERS)
+
+
 def row(name: str, size: int, batch: int, mode: str, args: argparse.Namespace) -> dict:
     """Measures one network; with its kernels where asked."""
     pair = PAIRS[name]
     config = configured(pair, size, batch, mode, args.dtype)
-    check_parameters(pair, config)
     work = ours(config, mode)
     runs = [work.run]
-    if torch.cuda.is_available():
-        torch.backends.cudnn.benchmark = True
-        torch.cuda.empty_cache()  # what the row before held
-        runs.append(theirs(pair, config, mode, compiled=True, device="cuda"))
+    if there():
+        import torch
+
+        check_parameters(pair, config)
+        if torch.cuda.is_available():
+            torch.backends.cudnn.benchmark = True
+            torch.cuda.empty_cache()  # what the row before held
+            runs.append(theirs(pair, config, mode, compiled=True, device="cuda"))
     taken = alternate(runs, args.seconds)
     median = np.median(taken, axis=0)
     found = {
@@ -95,7 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.peak, memory = benchmark.peaks(args.dtype)
     args.peak *= jax.device_count()
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(f"{device}, jax {jax.__version__}, torch {torch.__version__}, {args.dtype}")
+    peers = "no peers"
+    if there():
+        import torch
+
+        peers = f"torch {torch.__version__}"
+    print(f"{device}, jax {jax.__version__}, {peers}, {args.dtype}")
     print(f"measured on one: {args.peak / 1e12:.3g} TFLOP/s, {memory / 1e9:.4g} GB/s")
     begin = time.perf_counter()
     print(

@@ -26,9 +26,8 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch_networks import PAIRS, Pair
+from pairs import PAIRS, Pair
+from parity import without_operators
 
 from jaxseg import models, sharding
 from jaxseg.compiler import options
@@ -66,6 +65,9 @@ def theirs(
     pair: Pair, config, mode: str, compiled: bool = False, device: str = "cpu"
 ) -> Callable[[], None]:
     """One repetition of the peer's work."""
+    import torch
+    import torch.nn.functional as F
+
     bf16 = config.train.compute_dtype == "bfloat16"
     torch.manual_seed(0)
     torch.compiler.reset()  # else later networks meet the limit of recompilations
@@ -190,6 +192,9 @@ def mean_iou(images: int, seconds: float, size: tuple[int, int] = (360, 480)) ->
 
     validate_args=False: torchmetrics' look for values out of range is left out, though ours has it.
     """
+    import torch
+
+    without_operators()  # torchmetrics imports torchvision
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     rng, classes = np.random.default_rng(0), 11
@@ -260,6 +265,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--loss", action="store_true", help="only the loss in blocks")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
     args = parser.parse_args(argv)
+    import torch  # not at the top: bench_gpu.py runs without it
+
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if args.metrics:
         mean_iou(1000, args.seconds)

@@ -1,13 +1,5 @@
-"""The PyTorch networks that benchmarks stand ours beside, each of the very same architecture.
-
-A pair is an experiment of ours with overrides, and what builds the peer: a library's network where
-one is that architecture, else a plain build of the paper's. Parameter counts agree to the last one,
-which is checked whenever a pair is built.
-"""
-
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+"""The PyTorch networks of pairs.py: a library's where one is that architecture, else a plain build
+of the paper's."""
 
 import parity
 import torch
@@ -17,30 +9,18 @@ from torch import nn
 parity.without_operators()
 
 
-class Pair(NamedTuple):
-    """One architecture on both sides."""
-
-    config: str  # experiment of ours, with arguments
-    overrides: dict[str, object]
-    peer: Callable[[int], nn.Module]  # of the number of classes
-    margin: int = 0  # pixels by which an input side is smaller than the size asked for
-
-
-def torchvision(arch: str) -> Callable[[int], nn.Module]:
+def torchvision(classes: int, arch: str) -> nn.Module:
     from torchvision.models import segmentation
 
     build = getattr(segmentation, arch)
-    return lambda classes: build(weights=None, weights_backbone=None, num_classes=classes)
+    return build(weights=None, weights_backbone=None, num_classes=classes)
 
 
-def smp(arch: str, encoder: str) -> Callable[[int], nn.Module]:
-    def build(classes: int) -> nn.Module:
-        import segmentation_models_pytorch
+def smp(classes: int, arch: str, encoder: str) -> nn.Module:
+    import segmentation_models_pytorch
 
-        network = getattr(segmentation_models_pytorch, arch)
-        return network(encoder, encoder_weights=None, classes=classes)
-
-    return build
+    network = getattr(segmentation_models_pytorch, arch)
+    return network(encoder, encoder_weights=None, classes=classes)
 
 
 def block(c: int, d: int, kernel: int = 3, bias: bool = False, norm: bool = True) -> nn.Sequential:
@@ -169,45 +149,3 @@ class SegNet(nn.Module):
             indices, size = pooled.pop()
             x = convs(F.max_unpool2d(x, indices, 2, output_size=size))
         return self.head(x)
-
-
-NO_AUX = {"model.aux": 0}
-PADDED = {
-    "model.padding": "same",
-    "model.patch": 1,
-    "model.widths": (64, 128, 256, 512, 1024),
-    "model.norm.kind": "batch",
-}
-# Of timm's recipe the heads are the paper's; without aligned corners the peer's sizes fit too.
-TIMM = {"model.align_corners": False}
-V3PLUS, V3, FCN = (f"experiments/{name}.py" for name in ("deeplabv3plus", "deeplabv3", "fcn"))
-PSPNET, UNET = "experiments/pspnet.py:recipe=mmseg,stem=7x7", "experiments/unet.py"
-PAIRS = {
-    "deeplabv3plus_r50": Pair(f"{V3PLUS}:recipe=smp", {}, smp("DeepLabV3Plus", "resnet50")),
-    "fcn_r50": Pair(
-        f"{FCN}:recipe=torchvision,backbone=resnet50", NO_AUX, torchvision("fcn_resnet50")
-    ),
-    "deeplabv3_r50": Pair(
-        f"{V3}:recipe=torchvision,backbone=resnet50", NO_AUX, torchvision("deeplabv3_resnet50")
-    ),
-    "pspnet_r50": Pair(f"{PSPNET},backbone=resnet50", NO_AUX, PSPNet),
-    "deeplabv3plus_mobilenetv2": Pair(
-        f"{V3PLUS}:recipe=smp,backbone=mobilenetv2", {}, smp("DeepLabV3Plus", "mobilenet_v2")
-    ),
-    "deeplabv3plus_xception65": Pair(
-        f"{V3PLUS}:recipe=timm,backbone=xception65", TIMM, DeepLabV3PlusXception
-    ),
-    "unet": Pair(f"{UNET}:in_channels=3", {}, partial(UNet, same=False), margin=4),
-    "unet_same": Pair(f"{UNET}:in_channels=3", PADDED, partial(UNet, same=True)),
-    "segnet": Pair("experiments/segnet.py", {}, SegNet),
-    "deeplabv3plus_r101": Pair(
-        f"{V3PLUS}:recipe=smp,backbone=resnet101", {}, smp("DeepLabV3Plus", "resnet101")
-    ),
-    "fcn_r101": Pair(
-        f"{FCN}:recipe=torchvision,backbone=resnet101", NO_AUX, torchvision("fcn_resnet101")
-    ),
-    "deeplabv3_r101": Pair(
-        f"{V3}:recipe=torchvision,backbone=resnet101", NO_AUX, torchvision("deeplabv3_resnet101")
-    ),
-    "pspnet_r101": Pair(f"{PSPNET},backbone=resnet101", NO_AUX, partial(PSPNet, depth=101)),
-}

@@ -20,8 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # torch's warnings are its ow
 def bench():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
-        yield importlib.import_module("bench_peers")
-        for name in ("bench_peers", "torch_networks", "parity"):
+        module = importlib.import_module("bench_peers")
+        module.without_operators()  # before any test imports torchvision
+        yield module
+        for name in ("bench_peers", "pairs", "torch_networks", "parity"):
             sys.modules.pop(name, None)
 
 
