@@ -1,5 +1,6 @@
 """The trees of Pascal VOC: VOC 2012, SBD, Pascal Context, CVAT."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,12 @@ def test_trainaug_is_sbd_and_train_without_val(voc):
     assert (source[1]["label"] == 3).all() and source.size(1) == (2, 4)
     assert source[1]["instances"]["classes"].tolist() == [3, 8]
     assert source[1]["instances"]["masks"].sum(axis=(1, 2)).tolist() == [4, 2]
+
+
+def test_without_sbd_voc_alone_is_named(voc):
+    shutil.rmtree(voc / "voc2012" / "benchmark_RELEASE")
+    with pytest.raises(InputError, match="trainaug needs SBD.*data.train_split=train takes VOC's"):
+        catalog.open_split("voc2012", "trainaug", str(voc))
 
 
 def test_trainaug_may_be_pictures_with_a_list(voc):

@@ -63,6 +63,11 @@ def voc2012(root: Path, split: str, table: Table) -> Listing:
     sbd = below(root, "benchmark_RELEASE/dataset", "sbd")
     lists = voc / "ImageSets/Segmentation"
     if split == "trainaug" and not (lists / "trainaug.txt").is_file():
+        if not (sbd / "train.txt").is_file():
+            raise InputError(
+                f"no {sbd / 'train.txt'}: trainaug needs SBD beside VOC 2012; "
+                f"--config.data.train_split=train takes VOC's own images.\n{voc2012.__doc__}"
+            )
         parts = [sbd / "train.txt", sbd / "val.txt", lists / "train.txt"]
         every = {name for path in parts for name in read_list(path, voc2012.__doc__)}
         names = sorted(every - set(read_list(lists / "val.txt", voc2012.__doc__)))
