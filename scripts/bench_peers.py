@@ -3,11 +3,12 @@
     ./scripts/bench_peers.sh
     ./scripts/bench_peers.sh --networks unet segnet --sizes 256 --modes infer
 
-Both take the same uint8 images and normalise them, on the same cores; their repetitions alternate,
-and the ratio is the median of torch's time over ours, above 1 where we are faster. Training is
-forward, cross entropy at full size, backward and SGD with momentum; inference gives the logits at
-full size. PyTorch runs eagerly in channels_last, with --compile also through torch.compile, and the
-faster one counts. --kernels names the costliest of ours. Three other comparisons, instead:
+Both take the same uint8 images and normalise them, on the same cores; blocks of repetitions
+alternate, and the ratio is the median of torch's time over ours, above 1 where we are faster.
+Training is forward, cross entropy at full size, backward and SGD with momentum; inference gives the
+logits at full size. PyTorch runs eagerly in channels_last, with --compile also through
+torch.compile, and the faster one counts. --kernels names the costliest of ours. Two other
+comparisons, instead:
 
     ./scripts/bench_peers.sh --metrics    # the mean IoU beside torchmetrics'
     ./scripts/bench_peers.sh --loss       # a loss in blocks beside the plain one: memory and time
@@ -15,12 +16,15 @@ faster one counts. --kernels names the costliest of ours. Three other comparison
 
 import argparse
 import collections
+import contextlib
 import glob
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from unittest import mock
 
 import jax
@@ -36,6 +40,7 @@ from jaxseg.ops import metrics, nll
 from jaxseg.verbs import benchmark
 
 CLASSES = 21
+REST, BLOCK = 0.3, 3  # seconds, repetitions
 
 
 def configured(pair: Pair, size: int, batch: int, mode: str, dtype: str):
@@ -130,18 +135,51 @@ def check_parameters(pair: Pair, config) -> int:
 
 
 def alternate(runs: Sequence[Callable], seconds: float, least: int = 3) -> np.ndarray:
-    """Seconds of every repetition [n, runs], one of each in turn, after one that is not counted."""
-    for run in runs:
-        run()
+    """Seconds of a repetition [n, runs]: of BLOCK in a row, after one that is not counted, the
+    median; one block of each in turn.
+
+    So both are measured at work. After a pause a program first finds its memory given back to the
+    system; and before each block is a rest, since OpenMP's threads, which PyTorch's are, wait for
+    more work in a loop that takes a core from what runs next.
+    """
     taken, begin = [], time.perf_counter()
     while len(taken) < least or time.perf_counter() - begin < seconds:
         row = []
         for run in runs:
-            start = time.perf_counter()
-            run()
-            row.append(time.perf_counter() - start)
+            time.sleep(REST)
+            times = []
+            for _ in range(BLOCK + 1):
+                start = time.perf_counter()
+                run()
+                times.append(time.perf_counter() - start)
+            row.append(np.median(times[1:]))
         taken.append(row)
     return np.array(taken)
+
+
+@contextlib.contextmanager
+def apart(point: dict) -> Iterator[Callable[[], None]]:
+    """One repetition of the peer's work, in a process of its own: in one, each side finds the
+    memory that it uses again and again given back to the system by the other."""
+    words = [sys.executable, __file__, "--peer", json.dumps(point)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+
+        def once() -> None:
+            child.stdin.write("\n")
+            child.stdin.flush()
+            if not child.stdout.readline():
+                raise RuntimeError(f"the peer of {point['name']} ended")
+
+        yield once
+        child.stdin.close()
+
+
+def serve(name: str, size: int, batch: int, mode: str, dtype: str, compiled: bool) -> None:
+    """The other side of `apart`: a repetition for every line."""
+    run = theirs(PAIRS[name], configured(PAIRS[name], size, batch, mode, dtype), mode, compiled)
+    for _ in sys.stdin:
+        run()
+        print("done", flush=True)
 
 
 def compare(name: str, size: int, mode: str, args: argparse.Namespace) -> dict:
@@ -150,9 +188,11 @@ def compare(name: str, size: int, mode: str, args: argparse.Namespace) -> dict:
     config = configured(pair, size, args.batch, mode, args.dtype)
     parameters = check_parameters(pair, config)
     work = ours(config, mode)
-    runs = [work.run, theirs(pair, config, mode)]
-    runs += [theirs(pair, config, mode, compiled=True)] if args.compile else []
-    taken = alternate(runs, args.seconds)
+    point = {"name": name, "size": size, "batch": args.batch, "mode": mode, "dtype": args.dtype}
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(apart({**point, "compiled": False}))]
+        runs += [stack.enter_context(apart({**point, "compiled": True}))] if args.compile else []
+        taken = alternate([work.run, *runs], args.seconds)
     peer = 1 + int(np.median(taken[:, 1:], axis=0).argmin())
     found = {
         **{"network": name, "size": size, "batch": args.batch, "mode": mode},
@@ -264,10 +304,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--metrics", action="store_true", help="only the mean IoU")
     parser.add_argument("--loss", action="store_true", help="only the loss in blocks")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser.add_argument("--peer", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     import torch  # not at the top: bench_gpu.py runs without it
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if args.peer:
+        serve(**args.peer)
+        return
     if args.metrics:
         mean_iou(1000, args.seconds)
         return

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxseg import backbones
-from jaxseg.backbones.layers import Conv, ConvNorm, Norm, UpConv, stage_strides
+from jaxseg.backbones.layers import Conv, ConvNorm, Norm, UpConv, relu_sum, stage_strides
 from jaxseg.errors import InputError
 
 
@@ -209,6 +209,17 @@ def test_a_choice_that_a_backbone_does_not_have_is_refused():
     }.items():
         with pytest.raises(InputError, match="backbone"):
             shapes(backbones.find(name)(**field))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_relu_sum_is_the_relu_of_the_sum_to_the_bit(dtype):
+    rng = np.random.default_rng(0)
+    x, y, g = (jnp.asarray(rng.normal(size=(2, 5, 6, 7)), dtype) for _ in range(3))
+    x = x.at[0, 0].set(-y[0, 0]).at[0, 1, 0].set(jnp.nan).at[0, 1, 1].set(jnp.inf)
+    found, back = jax.vjp(relu_sum, x, y)
+    expected, plain = jax.vjp(lambda x, y: jax.nn.relu(x + y), x, y)
+    for ours, theirs in zip((found, *back(g)), (expected, *plain(g)), strict=True):
+        np.testing.assert_array_equal(ours.astype(jnp.float32), theirs.astype(jnp.float32))
 
 
 def test_a_norm_has_groups():

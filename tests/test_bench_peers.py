@@ -64,8 +64,7 @@ def test_as_many_multiplications(bench, name):
 
 
 @pytest.mark.slow
-def test_a_table_of_one_network(bench, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "CLASSES", 3)
+def test_a_table_of_one_network(bench, capsys):
     words = "--networks deeplabv3plus_mobilenetv2 --sizes 32 --batch 8 --seconds 0".split()
     bench.main(words)
     lines = capsys.readouterr().out.splitlines()

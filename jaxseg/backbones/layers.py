@@ -217,6 +217,29 @@ class UpConv(nn.Module):
         return y.reshape(b, 2 * (h + fill), 2 * w, self.features)[:, : 2 * h] + bias
 
 
+@jax.custom_vjp
+def relu_sum(x: jax.Array, y: jax.Array) -> jax.Array:
+    """relu(x + y) of arrays of one shape, to the bit: the end of a residual unit.
+
+    As max(x, -y) + y, a sum of two arrays, which XLA's CPU backend keeps. A maximum of one array it
+    computes again wherever it is used, and so all units before it, down to their convolutions.
+    """
+    return jnp.maximum(x, -y) + y
+
+
+def _relu_sum(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    total = relu_sum(x, y)
+    return total, total
+
+
+def _relu_sum_gradient(total: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    g = jnp.where(total > 0, g, 0)
+    return g, g
+
+
+relu_sum.defvjp(_relu_sum, _relu_sum_gradient)
+
+
 def classifier(num_classes: int, kernel: int = 1, name: str = "classifier") -> nn.Module:
     """The last convolution, [B,h,w,C] -> logits [B,h,w,K].
 

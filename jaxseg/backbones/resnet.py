@@ -21,7 +21,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from jaxseg.backbones.layers import ConvNorm, Norm, check_fields, stage_strides
+from jaxseg.backbones.layers import ConvNorm, Norm, check_fields, relu_sum, stage_strides
 from jaxseg.errors import InputError
 from jaxseg.ops.pool import avg_pool, max_pool
 
@@ -68,7 +68,7 @@ class Basic(nn.Module):
         y = conv(self.features, 3, self.stride, self.rate, name="conv1")(x, train)
         rate = self.rate if self.second_rate else 1
         y = conv(self.features, 3, rate=rate, act=None, name="conv2")(y, train)
-        return nn.relu(shortcut(x, y.shape, self.stride, self.avg_down, conv, train) + y)
+        return relu_sum(shortcut(x, y.shape, self.stride, self.avg_down, conv, train), y)
 
 
 class Bottleneck(nn.Module):
@@ -88,7 +88,7 @@ class Bottleneck(nn.Module):
         y = conv(self.features // 4, 1, first, name="conv1")(x, train)
         y = conv(self.features // 4, 3, second, self.rate, name="conv2")(y, train)
         y = conv(self.features, 1, act=None, name="conv3")(y, train)
-        return nn.relu(shortcut(x, y.shape, self.stride, self.avg_down, conv, train) + y)
+        return relu_sum(shortcut(x, y.shape, self.stride, self.avg_down, conv, train), y)
 
 
 def shortcut(

@@ -15,7 +15,7 @@ with gradients of their own differentiate once, in reverse mode.
 
 from collections.abc import Callable
 from functools import partial
-from itertools import product
+from itertools import chain, product
 
 import jax
 import jax.numpy as jnp
@@ -214,10 +214,16 @@ def _shifted_gradient(
 
     taps = _taps(x, kernel.shape[:2], stride, rate, padding)
     products = [tap.astype(_wide(x)) * g for tap in taps]
-    if x.shape[3] < 1000:  # all taps in one pass over g, summed along each row of pixels
-        zeros = [jnp.zeros((), _wide(x))] * len(taps)
-        products = lax.reduce(products, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (2,))
-    else:  # in that pass, pixels that far apart would evict each other from the cache
-        products = [p.sum(2) for p in products]
-    dw = jnp.stack([p.sum((0, 1)) for p in products])
+    # One pass over g for several taps at once, summed along each row of pixels first: all taps, or
+    # three, where rows of more would evict each other from the cache. A sum alone, even in two
+    # steps, is one for XLA, which adds channel by channel, pixel after distant pixel.
+    size = len(taps) if x.shape[3] < 512 else 3
+    rows = [_row_sums(products[i : i + size]) for i in range(0, len(taps), size)]
+    dw = jnp.stack([row.sum((0, 1)) for row in chain(*rows)])
     return dx, dw.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _row_sums(products: list[jax.Array]) -> list[jax.Array]:
+    """Arrays [B,h,w,C], each summed over w, in one pass."""
+    zeros = [jnp.zeros((), products[0].dtype)] * len(products)
+    return lax.reduce(products, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (2,))
