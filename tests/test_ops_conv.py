@@ -20,6 +20,8 @@ CASES = [  # size, kernel, stride, rate, padding
     ((6, 8), (3, 3), 2, 1, ((0, 1), (0, 1))),  # TensorFlow's "SAME" at stride 2
     ((9, 8), (3, 3), 1, 2, ((2, 2), (2, 2))),
     ((7, 9), (3, 3), 1, 12, ((12, 12), (12, 12))),  # most taps see only padding
+    ((8, 10), (3, 3), 1, 5, ((6, 3), (5, 4))),  # fewer than 0.6 of the products meet a pixel
+    ((9, 8), (5, 3), 1, 4, ((8, 7), (-1, 6))),
     ((9, 8), (3, 3), 2, 2, ((2, 1), (0, 3))),
     ((8, 7), (3, 3), 3, 1, ((4, 0), (3, 5))),  # padding past the kernel
     ((8, 7), (3, 3), 2, 1, ((-1, 0), (1, -2))),  # cut instead of padded
@@ -100,8 +102,19 @@ def test_against_loops(op, case, platform):
         np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
 
+def test_what_meets_only_padding_is_not_computed():
+    x, kernel = jnp.ones((1, 32, 32, 8)), jnp.ones((3, 3, 8, 8))
+    counts = []
+    for rate in (36, 1):
+        same = ((rate, rate), (rate, rate))
+        program = jax.jit(lambda x, k, r=rate, p=same: conv(x, k, 1, r, p)).lower(x, kernel)
+        text = program.compile().as_text()
+        counts.append((text.count(" dot("), text.count(" convolution(")))
+    assert counts == [(1, 0), (0, 1)]
+
+
 def test_many_channels_against_loops():
-    """From 1000 on, depthwise's gradient takes one pass for each tap."""
+    """From 512 on, depthwise's gradient takes one pass for three taps."""
     x, kernel = random(0, 1, 9, 8, 1000), random(1, 3, 3, 1000)
     args = (2, 2, ((2, 2), (2, 1)))
     g, found = run(depthwise, x, kernel, *args)

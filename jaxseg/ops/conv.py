@@ -34,7 +34,8 @@ def conv(
     """Convolution: [B,H,W,C] with kernel [kh,kw,C,D] -> [B,h,w,D], in the dtype of both.
 
     h = (H + padding - rate (kh - 1) - 1) // stride + 1, likewise w. Equals
-    `lax.conv_general_dilated`. On CPU a 1x1 kernel is one matrix product over pixels.
+    `lax.conv_general_dilated`. On CPU a 1x1 kernel is one matrix product over pixels, and one whose
+    taps mostly meet the padding, as DeepLab's largest rates, one product a tap over what it meets.
 
     stride, rate (dilation), padding: pixels, hashable.
     Raises TypeError where the dtypes differ or the channels do not match.
@@ -44,6 +45,9 @@ def conv(
         # the gradient of the kernel as a scalar loop, 10 to 100 times slower. Padding first helps.
         x, padding = _pad(x, padding), UNPADDED
     native = partial(_form(x, kernel, rate), stride=stride, rate=rate, padding=padding)
+    if stride == 1 and rows.parts() == 1 and _met(x.shape, kernel.shape, rate, padding) < 0.6:
+        forward = partial(_by_taps, rate=rate, padding=padding)
+        return _on_cpu(forward, partial(_vjp, forward), native)(x, kernel)
     uneven = x.shape[1] % rows.parts()  # shares of rows, whose pixels in a line would be gathered
     if kernel.shape[:2] != (1, 1) or uneven:
         return native(x, kernel)
@@ -110,14 +114,15 @@ def _on_cpu(forward: Callable, backward: Callable, native: Callable) -> Callable
     def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.platform_dependent(x, kernel, cpu=forward, default=native)
 
-    def native_backward(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple:
-        return jax.vjp(native, x, kernel)[1](g)
-
     def pull(saved: tuple, g: jax.Array) -> tuple:
-        return lax.platform_dependent(*saved, g, cpu=backward, default=native_backward)
+        return lax.platform_dependent(*saved, g, cpu=backward, default=partial(_vjp, native))
 
     run.defvjp(lambda x, kernel: (run(x, kernel), (x, kernel)), pull)
     return run
+
+
+def _vjp(form: Callable, x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple:
+    return jax.vjp(form, x, kernel)[1](g)
 
 
 def _native(
@@ -178,6 +183,39 @@ def _pointwise_gradient(
     else:  # one product over images and pixels; XLA first transposes x, B C h w numbers
         dw = dw("bpc,bpd->cd", _pixels(taken), _pixels(g))
     return spread(dx)[0], dw.astype(kernel.dtype)[None, None]
+
+
+def _met(size: tuple[int, ...], taps: tuple[int, ...], rate: int, padding: Padding) -> float:
+    """The share of a convolution's products, of stride 1, that meet a pixel and no padding."""
+    share = 1.0
+    for n, k, (low, high) in zip(size[1:3], taps[:2], padding, strict=True):
+        count = n + low + high - rate * (k - 1)  # of outputs
+        met = (_overlap(n, count, rate * i - low) for i in range(k))
+        share *= sum(max(0, end - start) for start, end in met) / (k * max(count, 1))
+    return share
+
+
+def _overlap(n: int, count: int, shift: int) -> tuple[int, int]:
+    """Of `count` outputs, those whose tap, `shift` pixels on, meets one of n pixels."""
+    return max(0, -shift), min(count, n - shift)
+
+
+def _by_taps(x: jax.Array, kernel: jax.Array, rate: int, padding: Padding) -> jax.Array:
+    """The sum over taps of a matrix product over the pixels that each meets; stride 1."""
+    pairs = tuple(zip(x.shape[1:3], kernel.shape[:2], padding, strict=True))
+    height, width = (n + sum(edge) - rate * (k - 1) for n, k, edge in pairs)
+    total = jnp.zeros((x.shape[0], height, width, kernel.shape[3]), _wide(x))
+    for i, j in product(*map(range, kernel.shape[:2])):
+        down, right = rate * i - padding[0][0], rate * j - padding[1][0]
+        (top, bottom) = _overlap(x.shape[1], height, down)
+        (left, end) = _overlap(x.shape[2], width, right)
+        if top >= bottom or left >= end:
+            continue
+        met = x[:, top + down : bottom + down, left + right : end + right]
+        y = jnp.matmul(_pixels(met), kernel[i, j], preferred_element_type=_wide(x))
+        y = y.reshape(*met.shape[:3], -1)
+        total += _pad(y, ((top, height - bottom), (left, width - end)))
+    return total.astype(x.dtype)
 
 
 def _taps(
