@@ -171,7 +171,7 @@ def test_exit_codes(monkeypatch, capsys, error, code):
         raise error
 
     monkeypatch.setattr(main, "run", run)
-    monkeypatch.setattr(main.threading.Timer, "start", lambda _: None)
+    monkeypatch.setattr(threading.Timer, "start", lambda _: None)
     with pytest.raises(SystemExit) as caught:
         main.main()
     assert caught.value.code == code and capsys.readouterr().err == f"error: {error}\n"
