@@ -82,18 +82,36 @@ def maps(outputs):
     return arrays
 
 
+OBJECTS = ("masks", "labels", "scores")
+
+
 def compare(got, expected):
     assert got.keys() == expected.keys()
     for key, want in expected.items():
         have = got[key]
         assert have.shape == want.shape, key
-        if key == "masks":
-            assert (have != want).mean() <= 1e-4
-        elif key == "labels":
-            np.testing.assert_array_equal(have, want)
-        else:
+        if key not in OBJECTS:
             largest = np.abs(want).max()
             assert np.abs(have - want).max() <= TOLERANCE * largest, key
+    ours, theirs = pairs(got, expected)
+    assert (got["masks"][ours] != expected["masks"][theirs]).mean() <= 1e-4
+
+
+def pairs(got, expected):
+    """The places of the same objects, of one label and score, in both lists, best first.
+
+    All must be the same but one in fifty: random weights make masks of few pixels whose probability
+    is near 0.5, and one that is 0.5 to the last bit is in the mask on some processors alone.
+    """
+    near = TOLERANCE * expected["scores"].max()
+    found, i, j, count = [], 0, 0, len(expected["scores"])
+    while i < count and j < count:
+        ours, theirs = got["scores"][i], expected["scores"][j]
+        if abs(ours - theirs) <= near and got["labels"][i] == expected["labels"][j]:
+            found.append((i, j))
+        i, j = i + (ours >= theirs - near), j + (theirs >= ours - near)
+    assert len(found) >= count - count // 50, (got["scores"], expected["scores"])
+    return np.array(found).T
 
 
 @pytest.mark.slow

@@ -219,10 +219,11 @@ class UpConv(nn.Module):
 
 @jax.custom_vjp
 def relu_sum(x: jax.Array, y: jax.Array) -> jax.Array:
-    """relu(x + y) of arrays of one shape, to the bit: the end of a residual unit.
+    """relu(x + y) of arrays of one shape, to the bit: the end of a residual unit in training.
 
     As max(x, -y) + y, a sum of two arrays, which XLA's CPU backend keeps. A maximum of one array it
-    computes again wherever it is used, and so all units before it, down to their convolutions.
+    computes again wherever it is used, which the backward pass does everywhere, and so all units
+    before it, down to their convolutions.
     """
     return jnp.maximum(x, -y) + y
 

@@ -68,7 +68,8 @@ class Basic(nn.Module):
         y = conv(self.features, 3, self.stride, self.rate, name="conv1")(x, train)
         rate = self.rate if self.second_rate else 1
         y = conv(self.features, 3, rate=rate, act=None, name="conv2")(y, train)
-        return relu_sum(shortcut(x, y.shape, self.stride, self.avg_down, conv, train), y)
+        x = shortcut(x, y.shape, self.stride, self.avg_down, conv, train)
+        return relu_sum(x, y) if train else nn.relu(x + y)
 
 
 class Bottleneck(nn.Module):
@@ -88,7 +89,8 @@ class Bottleneck(nn.Module):
         y = conv(self.features // 4, 1, first, name="conv1")(x, train)
         y = conv(self.features // 4, 3, second, self.rate, name="conv2")(y, train)
         y = conv(self.features, 1, act=None, name="conv3")(y, train)
-        return relu_sum(shortcut(x, y.shape, self.stride, self.avg_down, conv, train), y)
+        x = shortcut(x, y.shape, self.stride, self.avg_down, conv, train)
+        return relu_sum(x, y) if train else nn.relu(x + y)
 
 
 def shortcut(

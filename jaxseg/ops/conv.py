@@ -45,7 +45,8 @@ def conv(
         # the gradient of the kernel as a scalar loop, 10 to 100 times slower. Padding first helps.
         x, padding = _pad(x, padding), UNPADDED
     native = partial(_form(x, kernel, rate), stride=stride, rate=rate, padding=padding)
-    if stride == 1 and rows.parts() == 1 and _met(x.shape, kernel.shape, rate, padding) < 0.6:
+    dilated = rate > 1 and stride == 1 and rows.parts() == 1
+    if dilated and _met(x.shape, kernel.shape, rate, padding) < 0.6:
         forward = partial(_by_taps, rate=rate, padding=padding)
         return _on_cpu(forward, partial(_vjp, forward), native)(x, kernel)
     uneven = x.shape[1] % rows.parts()  # shares of rows, whose pixels in a line would be gathered
