@@ -257,8 +257,8 @@ def _shifted_gradient(
     # three, where rows of more would evict each other from the cache. A sum alone, even in two
     # steps, is one for XLA, which adds channel by channel, pixel after distant pixel.
     size = len(taps) if x.shape[3] < 512 else 3
-    rows = [_row_sums(products[i : i + size]) for i in range(0, len(taps), size)]
-    dw = jnp.stack([row.sum((0, 1)) for row in chain(*rows)])
+    sums = [_row_sums(products[i : i + size]) for i in range(0, len(taps), size)]
+    dw = jnp.stack([row.sum((0, 1)) for row in chain(*sums)])
     return dx, dw.reshape(kernel.shape).astype(kernel.dtype)
 
 
