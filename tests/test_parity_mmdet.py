@@ -100,8 +100,9 @@ def compare(got, expected):
 def pairs(got, expected):
     """The places of the same objects, of one label and score, in both lists, best first.
 
-    All must be the same but one in a hundred: random weights make masks of few pixels whose probability
-    is near 0.5, and one that is 0.5 to the last bit is in the mask on some processors alone.
+    All must be the same but one in a hundred: random weights make masks of few pixels whose
+    probability is near 0.5, and one that is 0.5 to the last bit is in the mask on some processors
+    alone.
     """
     near = TOLERANCE * expected["scores"].max()
     found, i, j, count = [], 0, 0, len(expected["scores"])
