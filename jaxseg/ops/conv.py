@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseg.ops import rows
+from jaxseg.ops import rows, winograd
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # rows above and below, columns left and right
 UNPADDED = ((0, 0), (0, 0))
@@ -44,11 +44,16 @@ def conv(
         # Where the output is larger than the input, as in FCN's first layer, XLA's CPU backend runs
         # the gradient of the kernel as a scalar loop, 10 to 100 times slower. Padding first helps.
         x, padding = _pad(x, padding), UNPADDED
-    native = partial(_form(x, kernel, rate), stride=stride, rate=rate, padding=padding)
-    dilated = rate > 1 and stride == 1 and rows.parts() == 1
-    if dilated and _met(x.shape, kernel.shape, rate, padding) < 0.6:
-        forward = partial(_by_taps, rate=rate, padding=padding)
-        return _on_cpu(forward, partial(_vjp, forward), native)(x, kernel)
+    if _far(x, kernel, rate):
+        return _by_rows(conv, x, kernel, stride, rate, padding)
+    native = partial(_native, stride=stride, rate=rate, padding=padding)
+    if stride == 1 and rows.parts() == 1:
+        if rate > 1 and _met(x.shape, kernel.shape, rate, padding) < 0.6:
+            forward = partial(_by_taps, rate=rate, padding=padding)
+            return _on_cpu(forward, partial(_vjp, forward), native)(x, kernel)
+        if winograd.pays(x.shape, kernel.shape, rate, padding):
+            forward = partial(winograd.conv3x3, rate=rate, padding=padding)
+            return _on_cpu(forward, partial(_vjp, forward), native)(x, kernel)
     uneven = x.shape[1] % rows.parts()  # shares of rows, whose pixels in a line would be gathered
     if kernel.shape[:2] != (1, 1) or uneven:
         return native(x, kernel)
@@ -67,22 +72,23 @@ def depthwise(
     CPU it is the sum over taps of the shifted image times that tap, one loop that vectorises over
     channels, several tens of times faster than the grouped convolution and its gradient.
     """
+    if _far(x, kernel, rate):
+        return _by_rows(depthwise, x, kernel, stride, rate, padding)
     forward = partial(_shifted, stride=stride, rate=rate, padding=padding)
     backward = partial(_shifted_gradient, stride=stride, rate=rate, padding=padding)
     native = partial(_native_depthwise, stride=stride, rate=rate, padding=padding)
     return _on_cpu(forward, backward, native)(x, kernel)
 
 
-def _form(x: jax.Array, kernel: jax.Array, rate: int) -> Callable:
-    """`_native`, or `_by_rows` where a kernel reaches beyond two devices' rows."""
-    reach, held = rate * (kernel.shape[0] - 1), x.shape[1] / rows.parts()
-    return _by_rows if rows.parts() > 1 and reach > 2 * held else _native
+def _far(x: jax.Array, kernel: jax.Array, rate: int) -> bool:
+    """Whether the taps reach beyond the rows of two devices."""
+    return rows.parts() > 1 and rate * (kernel.shape[0] - 1) > 2 * x.shape[1] / rows.parts()
 
 
 def _by_rows(
-    x: jax.Array, kernel: jax.Array, stride: int, rate: int, padding: Padding, groups: int = 1
+    form: Callable, x: jax.Array, kernel: jax.Array, stride: int, rate: int, padding: Padding
 ) -> jax.Array:
-    """The same as a sum over rows of the kernel, each one convolution of rows that were moved.
+    """`form` as a sum over rows of the kernel, each one convolution of rows that were moved.
 
     For rows on several devices: the compiler would send each device all rows between the taps, or
     all of the image; here it gets the rows that its taps meet. A tap that meets none, as at
@@ -99,7 +105,7 @@ def _by_rows(
             continue
         edges = [(0, 0, 0), (-start, end - h, 0), (0, 0, 0), (0, 0, 0)]
         moved = lax.pad(x, jnp.zeros((), x.dtype), edges)
-        tap = _native(moved, kernel[i : i + 1], stride, rate, ((0, 0), across), groups)
+        tap = form(moved, kernel[i : i + 1], stride, rate, ((0, 0), across))
         total += tap.astype(_wide(x))
     return total.astype(x.dtype)
 
@@ -143,8 +149,7 @@ def _native(
 def _native_depthwise(
     x: jax.Array, kernel: jax.Array, stride: int, rate: int, padding: Padding
 ) -> jax.Array:
-    form = _form(x, kernel, rate)
-    return form(x, kernel[:, :, None], stride, rate, padding, groups=x.shape[3])
+    return _native(x, kernel[:, :, None], stride, rate, padding, groups=x.shape[3])
 
 
 def _wide(x: jax.Array) -> jnp.dtype:
