@@ -156,6 +156,7 @@ def test_fifteen_hundred_batches_of_two_workers_leak_nothing():
     assert all(b <= 1.15 * a for a, b in zip(before[1:], used[1:], strict=True)), (before, used)
 
 
+@pytest.mark.slow
 def test_the_stream_is_the_same_for_any_number_of_workers_and_processes():
     fields = {"scale": (0.5, 2.0), "photometric": True, "rotate": 10.0, "elastic": 2.0}
     whole = _first(4, data=_data(**fields))

@@ -151,6 +151,7 @@ def test_images_without_objects_have_a_finite_loss_and_nothing_is_compiled_again
     assert step._cache_size() == max(before, 1)
 
 
+@pytest.mark.slow
 def test_another_key_draws_other_rois(trained):
     _, variables, step = trained
     batch = scenes(2)

@@ -39,6 +39,7 @@ def test_it_has_the_published_number_of_parameters(backbone, fields, classes, pa
     }
 
 
+@pytest.mark.slow
 def test_three_levels_of_a_high_resolution_net():
     """The authors' HRNet decoders climb from the branch at stride 32: c4, c3, c2."""
     net = backbones.find("hrnet_w18_small")(output_stride=32)

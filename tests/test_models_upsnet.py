@@ -179,6 +179,7 @@ def scene():
 FIELDS = {"num_classes": K, "things": THINGS, "aligned": True}
 
 
+@pytest.mark.slow
 def test_beside_mask_rcnn_it_has_the_semantic_heads_parameters():
     net = backbones.find("resnet50")()
     things = tuple(range(80))

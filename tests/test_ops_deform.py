@@ -72,6 +72,7 @@ def test_value_and_gradients_against_loops(size, groups, stride, rate, pad, spre
         np.testing.assert_allclose(have, want, atol=2e-4 * max(1, np.abs(want).max()))
 
 
+@pytest.mark.slow
 def test_without_offsets_it_is_a_convolution_in_its_dtype():
     rng = np.random.default_rng(0)
     pads = ((2, 2), (2, 2))

@@ -48,6 +48,7 @@ def run(line):
     return main.run(words + small)
 
 
+@pytest.mark.slow
 def test_the_commands_run_one_after_the_other(desk, capsys):
     commands = [line for kind, text in BLOCKS if kind == "bash" for line in jaxseg_commands(text)]
     needs_run = [c for c in commands if " --workdir runs/quickstart" in c and "--config" not in c]

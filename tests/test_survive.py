@@ -78,7 +78,7 @@ def signal_after(workdir, step, name):
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 STEPS = {"start": 0, "compile": 0, "5": 4, "save": 2, "eval": 4}  # place -> the step it saves
-QUICK = {("SIGINT", "int@compile"), ("SIGUSR1", "usr1@5"), ("SIGTERM", "term@eval")}
+QUICK = {("SIGINT", "int@compile"), ("SIGUSR1", "usr1@5")}
 PHASES = [
     (name, f"{name[3:].lower()}@{place}", step) for name in SIGNALS for place, step in STEPS.items()
 ]

@@ -91,6 +91,7 @@ def pair(family, workdir, **options):
     return [family.start(workdir, peer=(address, 2, i), devices=2, **options) for i in range(2)]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_stops_both_at_the_same_step(family, tmp_path):
     children = pair(family, tmp_path, train__checkpoint_every=0)
     family.until(children[0], "step 3/")

@@ -244,6 +244,7 @@ def test_bad_input_is_one_message(tmp_path, few_scenes, arguments, words, expect
     assert expected in str(error.value) and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_a_network_is_not_overwritten(tiny_run, few_scenes):
     before = (tiny_run / "config.json").read_text()
     with pytest.raises(InputError, match="holds a run of another config"):

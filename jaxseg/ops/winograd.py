@@ -18,19 +18,21 @@ import jax.numpy as jnp
 from jax import lax
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+LARGEST = 2**27  # numbers: half a gigabyte in float32
 
 
 def pays(size: tuple[int, ...], taps: tuple[int, ...], rate: int, padding: Padding) -> bool:
     """Whether `conv3x3` is faster than nine products: images [B,H,W,C], kernel [kh,kw,C,D].
 
-    With few channels its sums, with few pixels the kernel's cost more than the products saved. And
-    it makes squares of 2 x rate outputs, which may be more than are asked for.
+    With few channels its sums, with few pixels the kernel's cost more than the products saved. It
+    makes squares of 2 x rate outputs, which may be more than are asked for. And the sums, four
+    times the size of input and output, must not be so large that memory is what takes the time.
     """
     if taps[:2] != (3, 3) or min(taps[2:]) < 64:
         return False
     (height, width), tiles = _sizes(size, rate, padding)
-    asked = height * width
-    return size[0] * asked >= 256 and prod(tiles) * 4 * rate**2 < 1.6 * asked
+    asked, made = size[0] * height * width, size[0] * prod(tiles) * 4 * rate**2
+    return asked >= 256 and made < 1.6 * asked and 4 * made * sum(taps[2:]) < LARGEST
 
 
 def conv3x3(x: jax.Array, kernel: jax.Array, rate: int, padding: Padding) -> jax.Array:
