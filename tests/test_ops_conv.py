@@ -195,6 +195,30 @@ def test_sharded_rows_move_only_a_halo(op, taps, stride, rate):
         np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("op", [conv, depthwise])
+def test_rows_that_a_rate_takes_past_their_neighbours_save_memory_too(op):
+    """12 rows away, of 32 on eight devices: the nearest two have 4 each."""
+    x, kernel = random(0, 1, 32, 32, 16), random(1, 3, 3, 16, 8)
+    kernel = kernel if op is conv else kernel[..., 0]
+
+    def slopes(x, kernel):
+        y, pull = jax.vjp(lambda x, k: op(x, k, 1, 12, ((12, 12), (12, 12))), x, kernel)
+        return y, *pull(jnp.sin(y))
+
+    mesh = jax.make_mesh((8,), ("space",), (AxisType.Auto,))
+    rows, everywhere = (NamedSharding(mesh, PartitionSpec(*p)) for p in ((None, "space"), ()))
+    places = {"in_shardings": (rows, everywhere), "out_shardings": (rows, rows, everywhere)}
+    with jax.set_mesh(mesh):
+        shared = jax.jit(slopes, **places).lower(x, kernel).compile()
+    alone = jax.jit(slopes).lower(x, kernel).compile()
+    needs = [program.memory_analysis().temp_size_in_bytes for program in (shared, alone)]
+    assert needs[0] <= needs[1] / 4, needs
+    found = shared(jax.device_put(x, rows), jax.device_put(kernel, everywhere))
+    for have, want in zip(found, alone(x, kernel), strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("op", [conv, depthwise])
 def test_each_platform_is_given_its_form(op):
     kernel = random(1, 1, 1, 4, 4) if op is conv else random(1, 3, 3, 4)
