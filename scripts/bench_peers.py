@@ -134,7 +134,7 @@ def check_parameters(pair: Pair, config) -> int:
     return have
 
 
-def alternate(runs: Sequence[Callable], seconds: float, least: int = 3) -> np.ndarray:
+def alternate(runs: Sequence[Callable], seconds: float, least: int = 5) -> np.ndarray:
     """Seconds of a repetition [n, runs]: of BLOCK in a row, after one that is not counted, the
     median; one block of each in turn.
 

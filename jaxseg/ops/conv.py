@@ -2,8 +2,8 @@
 
 XLA's CPU backend hands matrix products and dense convolutions to fast kernels, and runs grouped
 convolutions, and gradients of strided ones, as scalar loops. There, depthwise convolutions become
-sums of shifted products and 1x1 convolutions matrix products, with gradients of their own. Other
-platforms keep their native convolutions.
+sums of shifted products and 1x1 convolutions matrix products, with gradients of their own, and
+dense 3x3 ones save products. Other platforms keep their native convolutions.
 
 The choice is `jax.lax.platform_dependent`, made when a program is lowered and not when it is
 traced: a program exported for several platforms takes the right form on each, and so does a
@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseg.ops import rows, winograd
+from jaxseg.ops.winograd import Padding
 
-Padding = tuple[tuple[int, int], tuple[int, int]]  # rows above and below, columns left and right
 UNPADDED = ((0, 0), (0, 0))
 
 
@@ -34,8 +34,9 @@ def conv(
     """Convolution: [B,H,W,C] with kernel [kh,kw,C,D] -> [B,h,w,D], in the dtype of both.
 
     h = (H + padding - rate (kh - 1) - 1) // stride + 1, likewise w. Equals
-    `lax.conv_general_dilated`. On CPU a 1x1 kernel is one matrix product over pixels, and one whose
-    taps mostly meet the padding, as DeepLab's largest rates, one product a tap over what it meets.
+    `lax.conv_general_dilated`. On CPU a 1x1 kernel is one matrix product over pixels, one whose
+    taps mostly meet the padding, as DeepLab's largest rates, one product a tap over what it meets,
+    and 3x3 kernels of many channels take Winograd's products.
 
     stride, rate (dilation), padding: pixels, hashable.
     Raises TypeError where the dtypes differ or the channels do not match.
@@ -47,13 +48,9 @@ def conv(
     if _far(x, kernel, rate):
         return _by_rows(conv, x, kernel, stride, rate, padding)
     native = partial(_native, stride=stride, rate=rate, padding=padding)
-    if stride == 1 and rows.parts() == 1:
-        if rate > 1 and _met(x.shape, kernel.shape, rate, padding) < 0.6:
-            forward = partial(_by_taps, rate=rate, padding=padding)
-            return _on_cpu(forward, partial(_vjp, forward), native)(x, kernel)
-        if winograd.pays(x.shape, kernel.shape, rate, padding):
-            forward = partial(winograd.conv3x3, rate=rate, padding=padding)
-            return _on_cpu(forward, partial(_vjp, forward), native)(x, kernel)
+    if form := _fewer_products(x, kernel, stride, rate, padding):
+        forward = partial(form, rate=rate, padding=padding)
+        return _on_cpu(forward, partial(_vjp, forward), native)(x, kernel)
     uneven = x.shape[1] % rows.parts()  # shares of rows, whose pixels in a line would be gathered
     if kernel.shape[:2] != (1, 1) or uneven:
         return native(x, kernel)
@@ -78,6 +75,17 @@ def depthwise(
     backward = partial(_shifted_gradient, stride=stride, rate=rate, padding=padding)
     native = partial(_native_depthwise, stride=stride, rate=rate, padding=padding)
     return _on_cpu(forward, backward, native)(x, kernel)
+
+
+def _fewer_products(
+    x: jax.Array, kernel: jax.Array, stride: int, rate: int, padding: Padding
+) -> Callable | None:
+    """The form that computes less than one product for each tap and output, where one pays."""
+    if stride > 1 or rows.parts() > 1:
+        return None
+    if rate > 1 and _met(x.shape, kernel.shape, rate, padding) < 0.6:
+        return _by_taps
+    return winograd.conv3x3 if winograd.pays(x.shape, kernel.shape, rate, padding) else None
 
 
 def _far(x: jax.Array, kernel: jax.Array, rate: int) -> bool:

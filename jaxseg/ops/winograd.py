@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+Padding = tuple[tuple[int, int], tuple[int, int]]  # rows above and below, columns left and right
 LARGEST = 2**27  # numbers: half a gigabyte in float32
 
 
