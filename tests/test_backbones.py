@@ -141,6 +141,7 @@ AUDIT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strides", "contract", "output_stride", "special"), AUDIT)
 def test_every_convolution_has_the_conventions_stride_and_rate(
     strides, contract, output_stride, special
@@ -165,6 +166,7 @@ def test_an_absolute_grid_replaces_the_rates():
     assert [found[f"conv5/unit{unit}/conv2"][1] for unit in (1, 2, 3)] == [1, 2, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("output_stride", "expected"),
     [(32, (2, 1, 1)), (16, (1, 1, 2)), (8, (1, 2, 4))],

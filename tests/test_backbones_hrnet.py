@@ -38,6 +38,7 @@ def classification_head(widths):
     return total + 1024 * 2048 + 2 * 2048 + 2048 * 1000 + 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "width", "classifier"),
     [("hrnet_w18", 18, 21_295_164), ("hrnet_w48", 48, 77_466_024)],

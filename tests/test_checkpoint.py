@@ -269,6 +269,7 @@ def test_the_fingerprint_is_the_same_on_one_device_and_on_eight():
     assert checkpoint.fingerprint(eight) == checkpoint.fingerprint(state) == digest
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_changes_the_fingerprint():
     state, rng = jax.device_put(_state(), jax.devices()[0]), np.random.default_rng(0)
     leaves, tree = jax.tree.flatten(state)

@@ -61,6 +61,7 @@ def test_valid_unet_labels_all_but_184_pixels(size):
     assert outputs["logits"].shape == (1, size - 184, size + 16 - 184, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("patch", [1, 2])
 @pytest.mark.parametrize("widths", [(2, 4), (2, 4, 8, 16, 32)])
@@ -273,6 +274,7 @@ MATRIX = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "backbone"), MATRIX)
 def test_any_backbone_goes_with_any_semantic_head(head, backbone):
     module = models.paper(head)

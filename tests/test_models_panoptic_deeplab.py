@@ -126,6 +126,7 @@ def perfect(batch, sharp=9.0):
     return {"logits": sharp * jax.nn.one_hot(label, K), "centre": heat[..., None], "offset": offset}
 
 
+@pytest.mark.slow
 def test_true_outputs_give_the_true_panoptic_map_and_objects():
     batch = scene()
     found = paper.predict(perfect(batch), jnp.zeros((2, *SIZE, 3)), **FIELDS, **POST)

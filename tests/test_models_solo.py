@@ -32,6 +32,7 @@ def all_but(*slow):
     return [pytest.param(k, marks=[pytest.mark.slow] if k in slow else []) for k in PAPERS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "variant", "parameters", "shapes"),
     [

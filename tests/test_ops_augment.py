@@ -89,6 +89,7 @@ def _assert_close(ours: jax.Array, theirs: np.ndarray, tolerance: float) -> None
     assert difference.max() <= tolerance and difference.mean() < 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0.0, 0.25])
 def test_its_numbers_are_distributed_as_the_hosts(step):
     size, crop, scale, count = (60, 83), (40, 50), (0.5, 2.0), 4000

@@ -89,6 +89,7 @@ def test_pixels_join_the_centre_that_they_point_to():
         assert owner[b, y, x] == (distances.argmin() if len(distances) else -1)
 
 
+@pytest.mark.slow
 def test_two_discs_are_told_apart_by_their_own_targets():
     masks = discs([(8, 9), (10, 22)], (6, 7))[None]
     heat, offset, owner, _ = centres.targets(masks, np.ones((1, 2), bool), 4.0)

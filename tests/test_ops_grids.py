@@ -81,6 +81,7 @@ def test_assignment_against_loops(grid, scales, centre):
         assert len(pairs) > 4
 
 
+@pytest.mark.slow
 def test_an_object_outside_every_range_and_no_objects_give_no_cell():
     masks, boxes = random_objects(0, 2)
     centres = mass_centres(masks)[None]

@@ -37,6 +37,7 @@ def test_value_and_gradient_in_float64(shape):
             np.testing.assert_allclose(have, want, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_other_platforms_sum_at_once(monkeypatch):
     args = arguments((2, 5, 6, 3))
     here = run(batch_norm, args)
@@ -46,6 +47,7 @@ def test_other_platforms_sum_at_once(monkeypatch):
         np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_has_statistics_in_float32():
     args = arguments((2, 8, 8, 5), jnp.bfloat16)
     found = run(batch_norm, args)

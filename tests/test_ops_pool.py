@@ -241,6 +241,7 @@ def check_average(pool, expected, x):
         np.testing.assert_allclose(have, want, rtol=tolerance, atol=tolerance * np.abs(want).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in CASES if 2 * c[2] <= c[0]] + [(4, 3, 2), (5, 4, 1)])
 @pytest.mark.parametrize(("size", "dtype"), [((9, 8), jnp.bfloat16), ((6, 11), jnp.float32)])
 @pytest.mark.parametrize("ceil", [True, False])

@@ -92,6 +92,7 @@ def test_gradient(form):
     )
 
 
+@pytest.mark.slow
 def test_a_ramp_stays_a_ramp(form):
     """Values that say their own pixel: aligned, a bin's is the pixel at its centre."""
     ramp = np.arange(16.0, dtype=np.float32)[None, :, None] * 4 + 2 + np.zeros((12, 16, 1))

@@ -50,6 +50,7 @@ def mesh():
     return over_rows(make_mesh(default().mesh))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_shared_rows_equal_one_device_and_are_not_gathered(name, mesh):
     operation, height = OPERATIONS[name]

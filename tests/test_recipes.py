@@ -75,6 +75,7 @@ def layers(model):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "main", "aux"),
     [

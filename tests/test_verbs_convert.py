@@ -197,6 +197,7 @@ def test_timms_backbones_keep_their_strides_norms_and_input(arch):
 SEGMENTERS = [a for a in SOURCES["torchvision"].ARCHS if a not in SOURCES["torchvision"].DETECTORS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", SEGMENTERS)
 def test_a_network_of_torchvision_without_its_auxiliary_head_builds(arch):
     """aux_loss=False: no rule of the optimizer may ask for the head's parameters."""

@@ -160,6 +160,7 @@ def test_another_split_leaves_the_report_on_the_validation_split(
     assert f"details in {folder / 'eval.json'}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_stuck_ends_restartably(
     tiny_run, few_scenes, tmp_path, monkeypatch, capfd
 ):

@@ -181,6 +181,7 @@ def test_predict_goes_on_where_it_stopped(scored, tmp_path, capsys):
     assert "images: 2, segmented: 1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "word", ["--save_logits", "--save_probabilities", "--save_alpha", "--legend"]
 )
