@@ -24,6 +24,7 @@ def count(tree):
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stem", "parameters"),
     [
@@ -178,6 +179,7 @@ def test_xceptions_removed_strides_dilate_what_comes_after(output_stride, expect
     assert (stride, rate, found["exit2/separable1/depthwise"][1]) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [

@@ -99,6 +99,7 @@ def test_vgg_refuses_strides_and_poolings_it_cannot_give():
         trace(vgg.Backbone(pool=4), (32, 32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments", "parameters"),
     [

@@ -125,6 +125,7 @@ def half_copied(newest):
     shutil.rmtree(newest / "meta")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [empty, without_data, unfinished, plain_file, junk, half_copied])
 def test_the_newest_that_is_whole_is_taken_and_saving_goes_on(three, tmp_path, kind):
     workdir = tmp_path / "run"

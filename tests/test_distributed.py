@@ -234,6 +234,7 @@ def test_another_config_ends_both_commands(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_fails_in_one_ends_both(tmp_path, write_folder):
     write_folder(tmp_path / "here" / "own")
     words = ["train", "--config", "tiny.py:dataset=own", "--workdir", "run"]

@@ -130,6 +130,7 @@ def test_deeplabv3_has_the_published_number_of_parameters(name, stem, parameters
     assert outputs["logits"].shape == (1, 33, 33, 21)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stem", "parameters"),
     [

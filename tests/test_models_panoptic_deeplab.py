@@ -72,6 +72,7 @@ def random_outputs(size=SIZE):
     return {"logits": draw(K), "centre": draw(1), "offset": 4 * draw(2)}
 
 
+@pytest.mark.slow
 def test_the_loss_against_loops():
     batch, outputs = scene(), random_outputs()
     value, logs = paper.loss(outputs, batch, **FIELDS, small_area=60, sigma=2.0)

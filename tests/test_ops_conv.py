@@ -149,6 +149,7 @@ def test_bfloat16_sums_in_float32(op):
     assert bool((dk == 2048).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", [conv, depthwise])
 @pytest.mark.parametrize("taps", [1, 3])
 def test_vmap(op, taps):

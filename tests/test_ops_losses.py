@@ -176,6 +176,7 @@ def test_other_ignore_values(ignore):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @every_loss
 def test_all_ignored_is_zero_with_zero_gradient(loss):
     label = np.full(SHAPE, 255)

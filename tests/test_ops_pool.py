@@ -86,6 +86,7 @@ def test_against_loops(case, size, dtype):
     compare(lambda x: max_pool(x, *case), x, *case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in CASES if c[0] > 1])
 @pytest.mark.parametrize("size", [(6, 8), (7, 5), (9, 10)])
 def test_ceil_keeps_the_cut_windows(case, size):

@@ -71,6 +71,7 @@ def test_the_commands_of_the_results_build_on_real_data(desk, data_root, monkeyp
     assert capsys.readouterr().out.count("dry run: one ") == len(commands)
 
 
+@pytest.mark.slow
 def test_the_python_runs(desk, capsys):
     assert (
         run("python -m jaxseg.main --config experiments/quickstart.py --workdir runs/quickstart")
