@@ -1,7 +1,5 @@
 """What all tests share: eight CPU devices, a compilation cache, data sets, and one small run."""
 
-import ctypes
-import gc
 import os
 import signal
 import sys
@@ -30,6 +28,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 from PIL import Image  # noqa: E402
+from processes import tidy  # noqa: E402
 
 from jaxseg import config as configs  # noqa: E402
 from jaxseg import models  # noqa: E402
@@ -55,9 +54,7 @@ def _forget() -> Iterator[None]:
     """Compiled functions of one file are of no use to the next, and hold gigabytes in the end."""
     yield
     jax.clear_caches()
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)  # else glibc keeps what was freed
+    tidy()
 
 
 @pytest.fixture(autouse=True)

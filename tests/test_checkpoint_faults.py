@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
-from processes import memory
+from processes import memory, tidy
 
 from jaxseg import checkpoint
 from jaxseg.checkpoint import Saver
@@ -303,8 +303,10 @@ def test_five_hundred_saves_leak_nothing(tmp_path):
         saver.save(step, state)
         if step == 50:
             saver.settle(wait=True)
+            tidy()
             before = memory(), len(os.listdir("/proc/self/fd")), threading.active_count()
     saver.settle(wait=True)
+    tidy()
     after = memory(), len(os.listdir("/proc/self/fd")), threading.active_count()
     saver.close()
     assert after[0] - before[0] <= 25

@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from processes import tidy
 
 from jaxseg import checkpoint, config, main, models, sharding
 from jaxseg import faults as rehearsals
@@ -404,6 +405,7 @@ def test_a_thousand_steps_compile_nothing_and_leave_nothing(tmp_path, monkeypatc
     monkeypatch.setattr(log.Log, "train", note)
     jax.monitoring.register_event_duration_secs_listener(count)
     options = {"train__checkpoint_every": 0, "train__steps": 1000, "train__ema": 0.0}
+    tidy()
     assert train(small(**options), tmp_path) == 0
     compilations, arrays, times = map(np.array, zip(*alive, strict=True))
     assert len(alive) == 1000 and compiled
