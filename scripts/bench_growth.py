@@ -86,16 +86,25 @@ def plot(found: dict[str, list[tuple[dict, dict]]], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-    figure, panels = plt.subplots(1, len(found), figsize=(4 * len(found), 3.4), squeeze=False)
-    for panel, (axis, rows) in zip(panels[0], found.items(), strict=True):
-        x = [point[axis] ** 2 if axis == "side" else point[axis] for point, _ in rows]
-        panel.loglog(x, [row["ms"] for _, row in rows], "o-", color="tab:blue")
-        panel.set_xlabel("pixels of an image" if axis == "side" else axis)
-        panel.set_ylabel("ms a step", color="tab:blue")
-        other = panel.twinx()
-        other.loglog(x, [row["peak_bytes"] / 1e9 for _, row in rows], "s--", color="tab:red")
-        other.set_ylabel("GB of a device", color="tab:red")
+    figure, panels = plt.subplots(
+        2, len(found), figsize=(3.2 * len(found), 5), sharex="col", squeeze=False
+    )
+    for column, (axis, rows) in zip(panels.T, found.items(), strict=True):
+        names = [point[axis] for point, _ in rows]
+        x = [name**2 for name in names] if axis == "side" else names  # by pixels
+        for panel, key, unit in zip(column, ("ms", "peak_bytes"), (1, 1e9), strict=True):
+            y = [row[key] / unit for _, row in rows]
+            panel.loglog(x, y, "o-")
+            panel.set_ylim(min(y) / 1.5, max(15 * min(y), 1.5 * max(y)))  # a decade at least
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            panel.minorticks_off()
+        panel.set_xticks(x, names)
+        panel.set_xlabel(axis)
+    panels[0, 0].set_ylabel("ms a step")
+    panels[1, 0].set_ylabel("GB of a device")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
