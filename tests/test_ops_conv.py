@@ -214,7 +214,7 @@ def test_rows_that_a_rate_takes_past_their_neighbours_save_memory_too(op):
         shared = jax.jit(slopes, **places).lower(x, kernel).compile()
     alone = jax.jit(slopes).lower(x, kernel).compile()
     needs = [program.memory_analysis().temp_size_in_bytes for program in (shared, alone)]
-    assert needs[0] <= needs[1] / 4, needs
+    assert needs[0] <= x.nbytes < needs[1] / 3, needs
     found = shared(jax.device_put(x, rows), jax.device_put(kernel, everywhere))
     for have, want in zip(found, alone(x, kernel), strict=True):
         np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-4)

@@ -264,13 +264,17 @@ def _shifted_gradient(
     spread = _pad(g, tuple(edges), stride - 1)
     dx = _shifted(spread, kernel[::-1, ::-1], 1, rate, UNPADDED)
 
-    taps = _taps(x, kernel.shape[:2], stride, rate, padding)
-    products = [tap.astype(_wide(x)) * g for tap in taps]
-    # One pass over g for several taps at once, summed along each row of pixels first: all taps, or
+    if stride == 1:  # spread lies in memory, while g would be computed anew in every pass below
+        turned = _taps(spread, kernel.shape[:2], 1, rate, UNPADDED)
+        products = [x.astype(_wide(x)) * tap for tap in reversed(turned)]
+    else:
+        taps = _taps(x, kernel.shape[:2], stride, rate, padding)
+        products = [tap.astype(_wide(x)) * g for tap in taps]
+    # One pass for several taps at once, summed along each row of pixels first: all taps, or
     # three, where rows of more would evict each other from the cache. A sum alone, even in two
     # steps, is one for XLA, which adds channel by channel, pixel after distant pixel.
-    size = len(taps) if x.shape[3] < 512 else 3
-    sums = [_row_sums(products[i : i + size]) for i in range(0, len(taps), size)]
+    size = len(products) if x.shape[3] < 512 else 3
+    sums = [_row_sums(products[i : i + size]) for i in range(0, len(products), size)]
     dw = jnp.stack([row.sum((0, 1)) for row in chain(*sums)])
     return dx, dw.reshape(kernel.shape).astype(kernel.dtype)
 
