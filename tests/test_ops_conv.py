@@ -197,8 +197,8 @@ def test_sharded_rows_move_only_a_halo(op, taps, stride, rate):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", [conv, depthwise])
-def test_rows_that_a_rate_takes_past_their_neighbours_save_memory_too(op):
+@pytest.mark.parametrize("op,fold", [(conv, 4), (depthwise, 3)])
+def test_rows_that_a_rate_takes_past_their_neighbours_save_memory_too(op, fold):
     """12 rows away, of 32 on eight devices: the nearest two have 4 each."""
     x, kernel = random(0, 1, 32, 32, 16), random(1, 3, 3, 16, 8)
     kernel = kernel if op is conv else kernel[..., 0]
@@ -214,7 +214,7 @@ def test_rows_that_a_rate_takes_past_their_neighbours_save_memory_too(op):
         shared = jax.jit(slopes, **places).lower(x, kernel).compile()
     alone = jax.jit(slopes).lower(x, kernel).compile()
     needs = [program.memory_analysis().temp_size_in_bytes for program in (shared, alone)]
-    assert needs[0] <= x.nbytes < needs[1] / 3, needs
+    assert needs[0] <= min(x.nbytes, needs[1] / fold), needs
     found = shared(jax.device_put(x, rows), jax.device_put(kernel, everywhere))
     for have, want in zip(found, alone(x, kernel), strict=True):
         np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-4)
